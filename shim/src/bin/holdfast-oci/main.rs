@@ -1,0 +1,2 @@
+//! The embedded OCI runtime.
+fn main() {}

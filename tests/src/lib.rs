@@ -1,0 +1,1 @@
+//! What the integration rings and the benchmarks share.
