@@ -1,1 +1,4 @@
 //! The shim.
+
+pub mod cli;
+pub mod options;
