@@ -220,10 +220,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
             _ => skip_unknown(inline.is_some(), &mut args),
         }
     }
-    match () {
-        () if info => Ok(Invocation::Info),
-        () if version => Ok(Invocation::Version),
-        () => invocation(flags, args.next(), args.next()),
+    if info {
+        Ok(Invocation::Info)
+    } else if version {
+        Ok(Invocation::Version)
+    } else {
+        invocation(flags, args.next(), args.next())
     }
 }
 

@@ -1,4 +1,5 @@
 //! The shim.
 
 pub mod cli;
+pub mod oci;
 pub mod options;
