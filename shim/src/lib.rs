@@ -1,5 +1,8 @@
 //! The shim.
 
 pub mod cli;
+pub mod cmd;
+pub mod mount_options;
 pub mod oci;
 pub mod options;
+pub mod sys;

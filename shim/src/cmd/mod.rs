@@ -1,0 +1,3 @@
+//! The commands: one file each, named after what the program was called to do.
+
+pub mod mount;

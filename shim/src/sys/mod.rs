@@ -1,0 +1,3 @@
+//! The kernel's side of things. Unsafe code, where there is any, is in here and nowhere else.
+
+pub mod mount;
