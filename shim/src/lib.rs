@@ -1,5 +1,6 @@
 //! The shim.
 
+pub mod cgroup;
 pub mod cli;
 pub mod cmd;
 pub mod mount_options;
