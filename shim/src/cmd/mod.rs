@@ -1,3 +1,4 @@
 //! The commands: one file each, named after what the program was called to do.
 
+pub mod info;
 pub mod mount;

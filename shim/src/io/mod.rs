@@ -1,0 +1,3 @@
+//! Standard input and output of the container's processes.
+
+pub mod log;
