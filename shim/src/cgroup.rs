@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::sys::{mount::unescape_octal, signal};
 
 /// How long [`kill_all`] goes on when processes keep appearing or do not die.
-const KILL_LIMIT: Duration = Duration::from_secs(2);
+pub const KILL_LIMIT: Duration = Duration::from_secs(2);
 
 /// How many processes are held at a time: few enough for any limit on descriptors.
 const HELD_AT_ONCE: usize = 128;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::mount_options::{self, MountOptions, OptionRefused};
 
 /// How long a busy mount is tried, from the last progress on.
-const BUSY_LIMIT: Duration = Duration::from_millis(2500);
+pub const BUSY_LIMIT: Duration = Duration::from_millis(2500);
 
 /// What to mount, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +143,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// A mount failed and what was mounted before it could not all be undone.
-    #[error("{mount}; besides, {undo}: {}", undo.source_text())]
+    #[error("clean-up failed too ({undo}: {})", undo.source_text())]
     Undo {
         /// The failure.
         #[source]
