@@ -9,6 +9,7 @@
 mod v1;
 mod v2;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
@@ -18,7 +19,10 @@ use serde::{Deserialize, Serialize};
 use crate::sys::{mount::unescape_octal, signal};
 
 /// How long [`kill_all`] goes on when processes keep appearing or do not die.
-const KILL_LIMIT: Duration = Duration::from_secs(2);
+pub const KILL_LIMIT: Duration = Duration::from_secs(2);
+
+/// How many processes are held at a time: few enough for any limit on descriptors.
+const HELD_AT_ONCE: usize = 128;
 
 /// Where a container's control group is.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -241,6 +245,29 @@ pub fn stats(paths: &Paths) -> Result<(String, Vec<u8>), CgroupError> {
     Ok((name.to_owned(), value))
 }
 
+/// Moves a process into a cgroup that exists: on version 2 the one, on version 1 the one of that name in every hierarchy
+/// that has it.
+///
+/// # Errors
+/// As `open(2)` and `write(2)`; `NotFound` if no hierarchy has it.
+pub fn join(cgroup: &str, pid: u32) -> io::Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    let name = cgroup.trim_start_matches('/');
+    let procs = |hierarchy: &Path| hierarchy.join(name).join("cgroup.procs");
+    if root.join("cgroup.controllers").exists() {
+        return fs::write(procs(root), pid.to_string());
+    }
+    let mut found = false;
+    for hierarchy in fs::read_dir(root)? {
+        let procs = procs(&hierarchy?.path());
+        if procs.exists() {
+            fs::write(procs, pid.to_string())?;
+            found = true;
+        }
+    }
+    if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
 /// The pids in the cgroup and those below it, in the shim's pid namespace.
 ///
 /// # Errors
@@ -316,7 +343,7 @@ fn thaw(paths: &Paths) {
 fn kill_each(paths: &Paths) -> Result<usize, CgroupError> {
     let until = Instant::now() + KILL_LIMIT;
     let mut pause = Duration::from_millis(1);
-    let mut killed: Vec<u32> = Vec::new();
+    let mut killed = BTreeSet::new();
     loop {
         let left = match pids(paths) {
             Err(CgroupError::Gone(_)) => return Ok(killed.len()),
@@ -329,15 +356,23 @@ fn kill_each(paths: &Paths) -> Result<usize, CgroupError> {
             let path = paths.layout.processes().to_owned();
             return Err(CgroupError::Survivors { path, count: left.len() });
         }
-        for pid in left {
-            // Listed again once its descriptor is held: so it is still the process that is in the cgroup.
-            let listed = || pids(paths).is_ok_and(|now| now.binary_search(&pid).is_ok());
-            if signal::kill_if(pid, listed) && !killed.contains(&pid) {
-                killed.push(pid);
-            }
+        for some in left.chunks(HELD_AT_ONCE) {
+            kill_held(paths, some, &mut killed);
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Kills those of `listed` that are in the cgroup still when a descriptor of each is held: a pid that has passed to another
+/// process since it was read is not among them.
+fn kill_held(paths: &Paths, listed: &[u32], killed: &mut BTreeSet<u32>) {
+    let held: Vec<_> = listed.iter().filter_map(|&pid| Some((pid, signal::hold(pid)?))).collect();
+    let Ok(now) = pids(paths) else { return };
+    for (pid, process) in held {
+        if now.binary_search(&pid).is_ok() && process.kill() {
+            killed.insert(pid);
+        }
     }
 }
 

@@ -6,11 +6,11 @@ use tokio::task::{JoinHandle, spawn_local};
 
 /// Aborts its task when dropped. No state may live in the task alone: it can end at any await.
 #[derive(Debug)]
-pub struct OwnedTask(JoinHandle<()>);
+pub(crate) struct OwnedTask(JoinHandle<()>);
 
 impl OwnedTask {
     /// Spawns on the current thread.
-    pub fn spawn(future: impl Future<Output = ()> + 'static) -> Self {
+    pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) -> Self {
         Self(spawn_local(future))
     }
 }

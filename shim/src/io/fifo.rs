@@ -14,7 +14,10 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, SFlag, fstat};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::sys::ready::{self, Watch};
 
 /// How often an absent reader is looked for where the kernel grants no inotify instance (their number per user is
 /// limited, and a machine may have more containers than that).
@@ -97,7 +100,7 @@ pub async fn reader_returns(path: &Path, write_end: impl AsFd) {
             Some(watch) => {
                 let Ok(mut ready) = watch.readable().await else { return };
                 // What happened is of no interest, only that something did.
-                while watch.get_ref().read_events().is_ok() {}
+                while watch.get_ref().0.read_events().is_ok() {}
                 ready.clear_ready();
             }
             None => tokio::time::sleep(LOOK_INTERVAL).await,
@@ -105,10 +108,10 @@ pub async fn reader_returns(path: &Path, write_end: impl AsFd) {
     }
 }
 
-fn watch_opens(path: &Path) -> io::Result<AsyncFd<Inotify>> {
+fn watch_opens(path: &Path) -> io::Result<AsyncFd<Watch>> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     inotify.add_watch(path, AddWatchFlags::IN_OPEN)?;
-    AsyncFd::new(inotify)
+    ready::register(Watch(inotify), Interest::READABLE)
 }
 
 #[cfg(test)]

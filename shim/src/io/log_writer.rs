@@ -209,7 +209,8 @@ async fn drive(shared: Rc<Shared>) {
             }
             failed => {
                 if !std::mem::replace(&mut reported, true) {
-                    let error = failed.map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
+                    let error =
+                        failed.map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
                     tracing::error!(error, "cannot write the container's log, trying again until it works");
                 }
                 tokio::time::sleep(retry).await;

@@ -39,8 +39,8 @@ use super::log::JsonLines;
 use super::log_writer::LogWriter;
 use crate::freeze::FdBag;
 use crate::owned_task::OwnedTask;
-use crate::sys::pipe;
 use crate::sys::reaper::now_unix_ns;
+use crate::sys::{pipe, ready};
 
 /// From this many waiting bytes on, moving pages beats copying them (design, section 5).
 const BULK: usize = 16 << 10;
@@ -212,12 +212,8 @@ impl Flow {
     }
 
     fn run(state: State, on_end: Box<dyn Fn()>) -> Self {
-        let shared = Rc::new(Shared {
-            state: RefCell::new(state),
-            changed: Notify::new(),
-            unread: Cell::new(false),
-            on_end,
-        });
+        let shared =
+            Rc::new(Shared { state: RefCell::new(state), changed: Notify::new(), unread: Cell::new(false), on_end });
         Self { _task: OwnedTask::spawn(drive(shared.clone())), shared }
     }
 
@@ -329,7 +325,7 @@ impl Flow {
 
 fn pollable(fd: OwnedFd, interest: Interest) -> io::Result<Fd> {
     pipe::set_nonblocking(&fd)?;
-    Ok(Rc::new(AsyncFd::with_interest(fd, interest)?))
+    Ok(Rc::new(ready::register(fd, interest)?))
 }
 
 /// The whole task: it only waits; what is done is done in [`State::step`].

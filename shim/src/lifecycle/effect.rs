@@ -1,5 +1,7 @@
 //! Everything that can be done about what happened.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Asker, CallId, Exit, Pid, ProcessId, Refusal, TaskId};
 
 /// What the driver must do, in this order.
@@ -77,7 +79,7 @@ pub enum Effect {
 }
 
 /// Work that takes time.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// Mount the root filesystem.
     Mount,

@@ -29,14 +29,7 @@ pub(super) struct Exec {
 
 impl Exec {
     pub(super) fn new() -> Self {
-        Self {
-            state: ExecState::Created,
-            pid: 0,
-            exit: None,
-            waiters: Vec::new(),
-            busy: None,
-            queue: VecDeque::new(),
-        }
+        Self { state: ExecState::Created, pid: 0, exit: None, waiters: Vec::new(), busy: None, queue: VecDeque::new() }
     }
 
     /// Whether its end must come before init's (rule "init last").

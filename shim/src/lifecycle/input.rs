@@ -209,6 +209,10 @@ pub enum Input {
         /// How it ended.
         exit: Exit,
     },
+    /// An asker's own deadline has passed: it no longer waits.
+    GaveUp(Asker),
+    /// A connection has closed: none of its askers waits any more.
+    Disconnected(u64),
     /// A piece of work that was begun has ended.
     Done {
         /// Which.

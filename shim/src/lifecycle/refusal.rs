@@ -36,6 +36,8 @@ pub enum Refusal {
     Unsupported(String),
     /// The request makes no sense as it was put.
     Invalid(String),
+    /// The asker's own deadline has passed.
+    Late,
     /// What is needed for the answer is not there.
     Unavailable(String),
     /// The work was tried and failed.
@@ -55,6 +57,7 @@ impl fmt::Display for Refusal {
             Self::NotStarted(process) => write!(f, "{process} was not started"),
             Self::StartFailed(process) => write!(f, "{process} could not be started"),
             Self::Unsupported(what) | Self::Invalid(what) | Self::Unavailable(what) => f.write_str(what),
+            Self::Late => f.write_str("the request's deadline has passed"),
             Self::Failed(failure) => f.write_str(&failure.text),
         }
     }

@@ -83,6 +83,15 @@ impl Lifecycle {
             Input::Request(request) => self.request(request, &mut effects),
             Input::Exited { pid, exit } => self.exited(pid, exit, &mut effects),
             Input::Done { call, outcome } => self.done(call, outcome, &mut effects),
+            Input::GaveUp(asker) => {
+                if self.forget_waiters(|waiter| waiter == asker) {
+                    effects.push(Effect::Reply(asker, Err(Refusal::Late)));
+                }
+            }
+            // What changes something goes on; only those who merely wait are forgotten.
+            Input::Disconnected(connection) => {
+                self.forget_waiters(|waiter| waiter.connection == connection);
+            }
         }
         if !self.calls.in_flight.values().any(|call| call.names_pid) {
             self.stash.clear();
@@ -155,9 +164,10 @@ impl Lifecycle {
 
     fn exited(&mut self, pid: Pid, exit: Exit, effects: &mut Effects) {
         let calls = &mut self.calls;
-        let owner = self.tasks.iter_mut().find_map(|(id, task)| {
-            task.exited(pid, exit, &mut Turn { id, calls, effects }).then(|| id.clone())
-        });
+        let owner = self
+            .tasks
+            .iter_mut()
+            .find_map(|(id, task)| task.exited(pid, exit, &mut Turn { id, calls, effects }).then(|| id.clone()));
         match owner {
             Some(id) => self.go_on(&id, effects),
             None => self.stash.push((pid, exit)),
@@ -178,6 +188,21 @@ impl Lifecycle {
             ProcessId::Exec(exec) => task.exec_done(call, &exec, outcome, early, &mut turn),
         }
         self.go_on(&id, effects);
+    }
+
+    /// Whether there was one.
+    fn forget_waiters(&mut self, gone: impl Fn(Asker) -> bool) -> bool {
+        let mut found = false;
+        for task in self.tasks.values_mut() {
+            for waiters in
+                std::iter::once(&mut task.init.waiters).chain(task.execs.values_mut().map(|e| &mut e.waiters))
+            {
+                let before = waiters.len();
+                waiters.retain(|waiter| !gone(*waiter));
+                found |= waiters.len() < before;
+            }
+        }
+        found
     }
 
     fn take_stashed(&mut self, pid: Pid) -> Option<Exit> {
@@ -273,15 +298,15 @@ impl Task {
             Verb::Exec => turn.reply(asker, Err(Refusal::Invalid("an exec needs an exec id".to_owned()))),
             Verb::Checkpoint => turn.reply(
                 asker,
-                Err(Refusal::Unsupported(format!("checkpoint of task {:?}: not supported by this shim yet", turn.id.0))),
+                Err(Refusal::Unsupported(format!(
+                    "checkpoint of task {:?}: not supported by this shim yet",
+                    turn.id.0
+                ))),
             ),
             // Rule "one at a time".
-            _ if self.running.is_some() => self.queue.push_back(Request {
-                asker,
-                task: turn.id.clone(),
-                process: ProcessId::Init,
-                verb,
-            }),
+            _ if self.running.is_some() => {
+                self.queue.push_back(Request { asker, task: turn.id.clone(), process: ProcessId::Init, verb })
+            }
             _ => match self.init.allows(verb).and_then(|()| self.not_dying(verb)) {
                 Ok(()) => self.begin_op(asker, verb, turn),
                 Err(refusal) => turn.reply(asker, Err(refusal)),
@@ -622,14 +647,7 @@ impl Task {
         }
     }
 
-    fn freezer_done(
-        &mut self,
-        asker: Asker,
-        outcome: Outcome,
-        from: InitState,
-        to: InitState,
-        turn: &mut Turn<'_>,
-    ) {
+    fn freezer_done(&mut self, asker: Asker, outcome: Outcome, from: InitState, to: InitState, turn: &mut Turn<'_>) {
         if self.init.state == from {
             // A failed pause leaves it running, a failed resume leaves it paused.
             let failed = if from == InitState::Pausing { InitState::Running } else { from };

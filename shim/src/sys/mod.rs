@@ -4,6 +4,7 @@ pub mod fdpass;
 pub mod mount;
 pub mod pipe;
 pub mod process;
+pub(crate) mod ready;
 pub mod reaper;
 pub mod signal;
 pub mod tty;

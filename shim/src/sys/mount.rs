@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::mount_options::{self, MountOptions, OptionRefused};
 
 /// How long a busy mount is tried, from the last progress on.
-const BUSY_LIMIT: Duration = Duration::from_millis(2500);
+pub const BUSY_LIMIT: Duration = Duration::from_millis(2500);
 
 /// What to mount, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +143,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// A mount failed and what was mounted before it could not all be undone.
-    #[error("{mount}; besides, {undo}: {}", undo.source_text())]
+    #[error("clean-up failed too ({undo}: {})", undo.source_text())]
     Undo {
         /// The failure.
         #[source]
@@ -308,17 +308,27 @@ fn open_target(rootfs: &Path, target: &str) -> io::Result<(OwnedFd, PathBuf, Pat
     let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let root = fcntl::open(rootfs, directory, Mode::empty())?;
     let inside = Path::new(target).components().any(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
-    let fd = if inside {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        fcntl::openat2(&root, target, how)?
-    } else {
-        root
-    };
+    let fd = if inside { open_inside(&root, target)? } else { root };
     let by_fd = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let path = fs::read_link(&by_fd)?;
     Ok((fd, by_fd, path))
+}
+
+/// Resolves `target` as if `root` were `/`. The kernel gives up (EAGAIN) when anything on the machine is renamed or
+/// mounted while it follows a `..`; then it is asked again.
+fn open_inside(root: &OwnedFd, target: &str) -> Result<OwnedFd, Errno> {
+    const ATTEMPTS: usize = 128;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let mut opened = fcntl::openat2(root, target, how);
+    for _ in 1..ATTEMPTS {
+        if !matches!(opened, Err(Errno::EAGAIN)) {
+            break;
+        }
+        opened = fcntl::openat2(root, target, how);
+    }
+    opened
 }
 
 /// Removes every mount at or below `rootfs`, the deepest first and those that lie upon each other one by one. A path that

@@ -44,7 +44,8 @@ pub fn seal_inherited_fds() -> io::Result<()> {
 /// Keeps the allocator small: one arena also while a second thread runs, memory given back early.
 pub fn bound_the_allocator() {
     #[cfg(target_env = "gnu")]
-    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_TRIM_THRESHOLD, 64 << 10), (libc::M_MMAP_THRESHOLD, 64 << 10)]
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_TRIM_THRESHOLD, 64 << 10), (libc::M_MMAP_THRESHOLD, 64 << 10)]
     {
         // SAFETY: mallopt takes two integers and is called before any other thread exists.
         unsafe { libc::mallopt(parameter, value) };

@@ -3,12 +3,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::signal;
 use crate::lifecycle::{Exit, ExitStatus, Pid};
 
 /// The signals that the shim takes from an fd rather than from a handler, so that none is lost between two loops.
@@ -43,6 +44,24 @@ pub fn reap() -> Option<(Pid, Exit)> {
         }
         if let Some(status) = exit_status(wait_status) {
             return Some((pid.cast_unsigned(), Exit { status, at_unix_ns: now_unix_ns() }));
+        }
+    }
+}
+
+/// Waits for one child, for at most `limit`; others that end meanwhile are collected too. For short-lived commands, which
+/// have no loop.
+pub fn wait_for(pid: Pid, limit: Duration) -> Option<Exit> {
+    let deadline = Instant::now() + limit;
+    let held = signal::hold(pid);
+    loop {
+        while let Some((reaped, exit)) = reap() {
+            if reaped == pid {
+                return Some(exit);
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || !held.as_ref()?.wait(left) {
+            return None;
         }
     }
 }
