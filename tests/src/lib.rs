@@ -27,6 +27,7 @@ pub mod skip;
 pub mod stdio;
 pub mod sys;
 pub mod wire;
+pub mod world;
 
 pub use bundle::Bundle;
 pub use eventually::eventually;
@@ -36,3 +37,4 @@ pub use process::Process;
 pub use scene::Scene;
 pub use shim::{Launch, Shim};
 pub use stdio::{Reader, Stdio};
+pub use world::FakeWorld;

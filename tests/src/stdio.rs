@@ -53,6 +53,15 @@ impl Stdio {
         Self { stdin: make("stdin"), stdout: make("stdout"), stderr: String::new(), terminal: true }
     }
 
+    /// Opens the outputs that were asked for, as a client does around Create: stdout, then stderr.
+    ///
+    /// # Panics
+    /// If there is no stdout.
+    #[track_caller]
+    pub fn readers(&self) -> (Reader, Option<Reader>) {
+        (Reader::open(&self.stdout), Some(&self.stderr).filter(|p| !p.is_empty()).map(Reader::open))
+    }
+
     /// Opens stdin for writing. The shim holds the reading end, so call it after Create.
     pub fn input(&self) -> Writer {
         Writer::open(Path::new(&self.stdin))
