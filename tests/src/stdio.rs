@@ -149,6 +149,19 @@ impl Reader {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).ended
     }
 
+    /// Goes away, and returns all that it has taken.
+    pub fn leave(mut self) -> Vec<u8> {
+        self.stop();
+        self.so_far()
+    }
+
+    fn stop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
     /// Waits until what has come contains `text`.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
@@ -200,10 +213,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 
