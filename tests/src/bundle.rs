@@ -48,12 +48,15 @@ impl Bundle {
 
     fn new(scene: &Scene, config: Value) -> Self {
         // Several bundles in one scene get ids of their own.
-        let n = (1..).find(|n| !scene.path(format!("b{n}")).exists()).expect("there is always a next number");
-        let dir = scene.make_dir(format!("b{n}"));
+        let id = |n: &u32| format!("{}-{n}", scene.id());
+        let n = (1..).find(|n| !scene.path(id(n)).exists()).expect("there is always a next number");
+        // Named after the container, as containerd's are: the reference shim relies on it.
+        let id = id(&n);
+        let dir = scene.make_dir(&id);
         fs::create_dir(dir.join("rootfs")).expect("a fresh directory");
-        let log = make_fifo(scene, &format!("b{n}/log"));
+        let log = make_fifo(scene, &format!("{id}/log"));
         let log = fs::OpenOptions::new().read(true).write(true).open(log).expect("a fresh FIFO");
-        let bundle = Self { id: format!("{}-{n}", scene.id()), dir, config, _log: log };
+        let bundle = Self { id, dir, config, _log: log };
         bundle.write_config();
         bundle
     }
@@ -62,6 +65,13 @@ impl Bundle {
     pub fn configure(mut self, change: impl FnOnce(&mut Value)) -> Self {
         change(&mut self.config);
         self.write_config();
+        self
+    }
+
+    /// Moves the directory to one that is not named after the container.
+    pub fn moved_to(mut self, dir: PathBuf) -> Self {
+        fs::rename(&self.dir, &dir).expect("the scene is writable");
+        self.dir = dir;
         self
     }
 
