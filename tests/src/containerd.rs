@@ -146,6 +146,19 @@ impl<'a> Containerd<'a> {
         })
     }
 
+    /// Deletes a stopped task and its container; returns the exit status that ctr tells.
+    #[track_caller]
+    pub fn delete(&self, id: &str) -> u32 {
+        let output = self.run(&["task", "delete", id]);
+        assert!(output.status.success(), "{}", self.complain(&output));
+        self.ok(&["container", "delete", id]);
+        // ctr warns of any other status than 0, and exits with 0 itself.
+        let warning = String::from_utf8_lossy(&output.stderr).into_owned();
+        let Some((_, tail)) = warning.split_once("exit with non-zero exit code ") else { return 0 };
+        let digits: String = tail.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().expect("a number follows")
+    }
+
     /// Kills and removes a container and its task.
     #[track_caller]
     pub fn remove(&self, id: &str) {
