@@ -20,12 +20,14 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 CONFDIR  ?= /etc/holdfast
 FORCE    ?= 0
 
+# Where cargo builds; the sysroot and the peers stay in target/.
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 SHIM     := containerd-shim-holdfast-v2
 # The same shim under a name that starts with runc's: some clients match runtimes by the prefix io.containerd.runc.
 SHIM_AS_RUNC := containerd-shim-runc-v2-holdfast
 PROGRAMS := $(SHIM) holdfast-oci holdfastd holdfast
-COUNTER  := target/$(HOST)/release/counter
+COUNTER  := $(TARGET)/$(HOST)/release/counter
 
 # crt-static together with an explicit --target reaches the programs only. Without --target it would reach build scripts
 # and proc-macros as well, and a proc-macro cannot be static.
@@ -43,9 +45,9 @@ build: sysroot
 	$(CARGO_STATIC) -p holdfast-supervisor --bin holdfastd --bin holdfast
 	mkdir -p bin
 	for p in $(PROGRAMS); do
-	    cmp -s "target/$(HOST)/release/$$p" "bin/$$p" && continue
+	    cmp -s "$(TARGET)/$(HOST)/release/$$p" "bin/$$p" && continue
 	    # By rename: the old program may be running.
-	    cp "target/$(HOST)/release/$$p" "bin/.$$p.new"
+	    cp "$(TARGET)/$(HOST)/release/$$p" "bin/.$$p.new"
 	    mv -f "bin/.$$p.new" "bin/$$p"
 	    echo "bin/$$p"
 	done
@@ -89,11 +91,11 @@ test: build peers
 ## bench: this shim and containerd's own, side by side
 bench: build peers
 	@$(CARGO) build --release --locked -p holdfast-tests --bin bench
-	target/release/bench $(BENCH_ARGS)
+	$(TARGET)/release/bench $(BENCH_ARGS)
 
 ## demo: a container that outlives its managers, shown in a minute
 demo: build $(COUNTER)
-	@COUNTER=$$PWD/$(COUNTER) tests/demo.sh
+	@COUNTER=$(abspath $(COUNTER)) tests/demo.sh
 
 # Replaces $(2) by $(1) with mode $(3), by rename: whoever runs or reads the old file keeps it.
 define put

@@ -1,14 +1,16 @@
 //! Processes by pid and start time, so that a recycled pid is never mistaken for the one that was meant.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
-use std::{fs, io};
+use std::{fs, thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::eventually::{eventually, within};
+use crate::eventually::eventually;
 
 /// A process that is not necessarily our child. Killed with SIGKILL when dropped, unless it is gone.
 #[derive(Debug)]
@@ -190,31 +192,28 @@ pub fn run(command: &mut Command) -> Output {
 }
 
 /// As [`run`], with `input` on stdin.
+///
+/// # Panics
+/// As [`run`]; also if somebody keeps the command's output open for that long after its end.
 #[track_caller]
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = ChildProcess::spawn(command);
-    let stdin = child.child().stdin.take();
-    let (stdout, stderr) = (child.child().stdout.take(), child.child().stderr.take());
-    // Threads, since a process may fill one pipe while it waits on another. They outlive this function when somebody
-    // keeps the pipe open, which `finished` then reports.
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let pid = child.id();
+    // Threads, since the command may fill one pipe while it waits on another. The end is waited for rather than looked
+    // for: the benchmark takes the time of this.
+    let mut stdin = child.stdin.take().expect("piped");
     let input = input.to_owned();
-    std::thread::spawn(move || io::Write::write_all(&mut stdin.expect("piped"), &input));
-    let out = std::thread::spawn(move || read_all(stdout.expect("piped")));
-    let err = std::thread::spawn(move || read_all(stderr.expect("piped")));
-    let finished = within(Duration::from_secs(60), || {
-        let ended = child.child().try_wait().ok().flatten();
-        ended.filter(|_| out.is_finished() && err.is_finished()).ok_or(())
-    });
-    let Ok(status) = finished else { panic!("{command:?}: no end, or its output was kept open") };
-    let collect = |t: std::thread::JoinHandle<Vec<u8>>| t.join().expect("the reader does not panic");
-    Output { status, stdout: collect(out), stderr: collect(err) }
-}
-
-fn read_all(mut from: impl io::Read) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let _ = from.read_to_end(&mut bytes);
-    bytes
+    thread::spawn(move || stdin.write_all(&input));
+    let (finished, result) = mpsc::channel();
+    thread::spawn(move || finished.send(child.wait_with_output()));
+    match result.recv_timeout(Duration::from_secs(60)) {
+        Ok(output) => output.unwrap_or_else(|e| panic!("{command:?}: {e}")),
+        Err(_) => {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+            panic!("{command:?}: no end, or its output was kept open");
+        }
+    }
 }
 
 /// Figures of `/proc/PID/smaps_rollup` and `/proc/PID/status`, in KiB.

@@ -39,7 +39,8 @@ const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 #[derive(Clone, Debug)]
 pub struct Launch<'a> {
     scene: &'a Scene,
-    binary: PathBuf,
+    /// The shim under test, unless another one is named.
+    binary: Option<PathBuf>,
     namespace: String,
     id: String,
     bundle_dir: PathBuf,
@@ -66,7 +67,7 @@ impl<'a> Launch<'a> {
     pub fn new(scene: &'a Scene, bundle: &Bundle) -> Self {
         Self {
             scene,
-            binary: programs::shim(),
+            binary: None,
             namespace: NAMESPACE.into(),
             id: bundle.id().into(),
             bundle_dir: bundle.dir().into(),
@@ -80,7 +81,7 @@ impl<'a> Launch<'a> {
 
     /// Another shim program than the one under test.
     pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
-        self.binary = path.into();
+        self.binary = Some(path.into());
         self
     }
 
@@ -203,12 +204,16 @@ impl<'a> Launch<'a> {
 
     /// Runs the shim with only `args`.
     pub fn run_with(&self, args: &[&str], stdin: &[u8]) -> Output {
-        process::run_with_input(self.scene.command(&self.binary).args(args), stdin)
+        process::run_with_input(self.scene.command(self.program()).args(args), stdin)
+    }
+
+    fn program(&self) -> PathBuf {
+        self.binary.clone().unwrap_or_else(programs::shim)
     }
 
     /// The command line that `start` and `delete` have in common.
     fn command(&self) -> std::process::Command {
-        let mut command = self.scene.command(&self.binary);
+        let mut command = self.scene.command(self.program());
         command.args(["-namespace", &self.namespace, "-address"]).arg(&self.address);
         command.args(["-publish-binary", "/bin/true", "-id", &self.id]);
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
@@ -456,6 +461,13 @@ impl Shim {
         self.request_shutdown();
         self.process.wait_gone();
         assert!(!self.socket().exists(), "the socket {} outlives its shim", self.socket().display());
+    }
+
+    /// Shutdown, and the end of the connection: as soon as the shim has ended, without a look at what it leaves.
+    #[track_caller]
+    pub fn shutdown_at_once(mut self) {
+        self.request_shutdown();
+        while self.connection.read_frame(crate::eventually::PATIENCE).is_ok() {}
     }
 
     /// Kills the container if it runs, deletes it, shuts the shim down: for the end of a test that is about other things.
