@@ -201,9 +201,12 @@ impl Cgroup {
                 let events = file.with_file_name("cgroup.events");
                 return fs::read_to_string(events).is_ok_and(|text| text.lines().any(|line| line == "frozen 1"));
             }
+            if fs::read_to_string(&file).is_ok_and(|state| state.trim() == "FROZEN") {
+                return true;
+            }
             // A fork that races with the freeze leaves v1 at FREEZING until it is written again.
-            let frozen = fs::read_to_string(&file).is_ok_and(|state| state.trim() == "FROZEN");
-            frozen || (write(&file, "FROZEN").is_ok() && false)
+            let _ = write(&file, "FROZEN");
+            false
         });
         if done {
             return Ok(());

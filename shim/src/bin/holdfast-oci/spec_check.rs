@@ -420,7 +420,10 @@ mod tests {
             Ok(index) => &mut value[index],
             Err(_) => &mut value[key],
         });
-        parent[key] = value;
+        match key.parse::<usize>() {
+            Ok(index) => parent[index] = value,
+            Err(_) => parent[key] = value,
+        }
         serde_json::from_value(spec).unwrap()
     }
 
