@@ -281,14 +281,20 @@ impl Registry {
 
     fn exited(&mut self, id: &str, generation: u64, outcome: Outcome, out: &mut Vec<Effect>) {
         let Some(entry) = self.current(id, generation) else { return };
-        if entry.phase.has_shim() {
+        let shim_dead = matches!(entry.phase, Phase::Adopted { .. });
+        if shim_dead || entry.phase.has_shim() {
             entry.set_outcome(outcome, out);
-            entry.retire(false, out);
+            entry.retire(shim_dead, out);
         }
     }
 
     fn shim_died(&mut self, id: &str, generation: u64, init: Option<(u32, u64)>, now: Now<'_>, out: &mut Vec<Effect>) {
         let Some(entry) = self.current(id, generation) else { return };
+        if matches!(entry.phase, Phase::Adopted { .. }) && init.is_none() {
+            // Known to be without a shim; now its process has ended too, and nobody saw how.
+            entry.retire(true, out);
+            return;
+        }
         if !entry.phase.has_shim() {
             return;
         }
