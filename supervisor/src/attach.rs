@@ -1,0 +1,101 @@
+//! Finding out about one shim that was there before: is it alive, does it answer, what does it say of its task. And
+//! watching it until its task or itself ends.
+
+use std::time::Duration;
+
+use crate::client::{CallError, ShimClient};
+use crate::registry::{Probe, ShimRef};
+use crate::scan::ShimTraces;
+use crate::sys::{self, proc};
+
+/// How long a shim whose process lives may refuse connections before it counts as dead: it may be replacing its binary.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How often it is tried meanwhile.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Asks a shim by its traces; never takes longer than `deadline`. The client is for going on with.
+pub async fn probe(id: &str, traces: &ShimTraces, deadline: Duration) -> (Probe, Option<ShimClient>) {
+    if traces.process.is_some_and(|(pid, start)| !proc::is_live(pid, start)) {
+        return (Probe::Dead(live_init(traces)), None);
+    }
+    match tokio::time::timeout(deadline, ask(id, traces)).await {
+        Ok(Ok((shim, task, client))) => (Probe::Answers(shim, task), Some(client)),
+        Ok(Err(CallError::Broken { .. })) if traces.process.is_none() => (Probe::Dead(live_init(traces)), None),
+        Ok(Err(_)) | Err(_) => match traces.process {
+            // It may have died while it was asked.
+            Some((pid, start)) if !proc::is_live(pid, start) => (Probe::Dead(live_init(traces)), None),
+            _ => (Probe::Silent, None),
+        },
+    }
+}
+
+async fn ask(
+    id: &str,
+    traces: &ShimTraces,
+) -> Result<(ShimRef, Option<crate::registry::TaskView>, ShimClient), CallError> {
+    let client = ShimClient::connect(&traces.address, id, crate::client::QUICK).await?;
+    let task = client.state().await?;
+    let (pid, _) = client.connect_task().await?;
+    let start_time = match traces.process {
+        Some((known, start)) if known == pid => start,
+        _ => proc::start_time(pid),
+    };
+    Ok((ShimRef { pid, start_time, address: traces.address.clone() }, task, client))
+}
+
+fn live_init(traces: &ShimTraces) -> Option<(u32, u64)> {
+    traces.init.filter(|(pid, start)| proc::is_live(*pid, *start))
+}
+
+/// What ended a watch.
+#[derive(Debug)]
+pub enum Watched {
+    /// The process has ended: status and time.
+    Exited(u32, i64),
+    /// The shim is dead, or beyond reach for too long.
+    ShimDied,
+    /// The shim has no such process any more.
+    Unknown,
+}
+
+/// Waits for the end of a process of the shim's, through broken connections as long as the shim lives.
+pub async fn watch(mut client: ShimClient, shim: &ShimRef, id: &str, exec_id: &str) -> Watched {
+    loop {
+        match client.wait(exec_id).await {
+            Ok((status, at)) => return Watched::Exited(status, at),
+            Err(e) if e.is_not_found() => return Watched::Unknown,
+            Err(CallError::Broken { .. }) => match reconnect(shim, id).await {
+                Some(again) => client = again,
+                None => return Watched::ShimDied,
+            },
+            // A shim that answers but not to this: ask again rather than conclude anything.
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+/// A new connection, as long as the shim's process lives.
+async fn reconnect(shim: &ShimRef, id: &str) -> Option<ShimClient> {
+    let until = tokio::time::Instant::now() + GRACE;
+    while proc::is_live(shim.pid, shim.start_time) && tokio::time::Instant::now() < until {
+        if let Ok(client) = ShimClient::connect(&shim.address, id, crate::client::QUICK).await {
+            return Some(client);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    None
+}
+
+/// Returns when the process has ended; at once if it has.
+pub async fn pid_gone(pid: u32, start_time: u64) {
+    if !proc::is_live(pid, start_time) {
+        return;
+    }
+    let Ok(pidfd) = sys::pidfd_open(pid) else { return };
+    let Ok(pidfd) = sys::watch_fd(pidfd) else { return };
+    // The pid may have passed to another process between the look and the opening.
+    if proc::is_live(pid, start_time) {
+        let _ = pidfd.readable().await; // fails only when the runtime ends
+    }
+}

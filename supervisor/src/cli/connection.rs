@@ -1,0 +1,229 @@
+//! A connection to the supervisor that survives the supervisor: requests that may be repeated are, after a reconnect.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_proto::supervisor as pb;
+use holdfast_proto::supervisor_ttrpc::SupervisorClient;
+use ttrpc::Code;
+use ttrpc::asynchronous::Client;
+use ttrpc::context::{self, Context};
+
+use super::{CliError, FAILED};
+use crate::registry::start_failure_status;
+
+/// For requests that are answered from memory.
+const QUICK: Duration = Duration::from_secs(30);
+
+/// For requests behind which a container is made or started.
+const SLOW: Duration = Duration::from_secs(180);
+
+/// The pauses between attempts to reach a supervisor that went away.
+const RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+
+/// The connection. Cheap to clone; clones share it.
+#[derive(Clone)]
+pub(super) struct Connection {
+    socket: Rc<PathBuf>,
+    client: Rc<RefCell<Option<SupervisorClient>>>,
+}
+
+/// How a request ended that reached, or did not reach, the supervisor.
+enum Failure {
+    Refused(ttrpc::Status),
+    Broken(ttrpc::Error),
+}
+
+impl From<ttrpc::Error> for Failure {
+    fn from(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) if status.code() == Code::UNAVAILABLE => {
+                Self::Broken(ttrpc::Error::RpcStatus(status))
+            }
+            ttrpc::Error::RpcStatus(status) => Self::Refused(status),
+            other => Self::Broken(other),
+        }
+    }
+}
+
+/// A refusal with the exit code that it implies.
+fn refused(status: &ttrpc::Status) -> CliError {
+    let text = status.message().to_owned();
+    let failed_command = status.code() == Code::UNKNOWN;
+    let exit = match start_failure_status(&text) {
+        code @ (126 | 127) if failed_command => u8::try_from(code).unwrap_or(FAILED),
+        _ => FAILED,
+    };
+    CliError::Refused { text, exit }
+}
+
+macro_rules! once {
+    ($name:ident, $request:ty, $response:ty, $within:expr) => {
+        /// Sends the request once.
+        pub(super) async fn $name(&self, request: &$request) -> Result<$response, CliError> {
+            let client = self.client().await?;
+            client.$name(within($within), request).await.map_err(|e| self.failed(e))
+        }
+    };
+}
+
+fn within(time: Duration) -> Context {
+    context::with_duration(time)
+}
+
+impl Connection {
+    /// One that is made when it is needed.
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket: Rc::new(socket), client: Rc::default() }
+    }
+
+    async fn client(&self) -> Result<SupervisorClient, CliError> {
+        if let Some(client) = self.client.borrow().clone() {
+            return Ok(client);
+        }
+        let socket = self.socket.display().to_string();
+        let connected = Client::connect(&format!("unix://{socket}")).await;
+        let client = connected.map_err(|source| CliError::Unreachable { socket, source })?;
+        let client = SupervisorClient::new(client);
+        *self.client.borrow_mut() = Some(client.clone());
+        Ok(client)
+    }
+
+    fn failed(&self, error: ttrpc::Error) -> CliError {
+        match Failure::from(error) {
+            Failure::Refused(status) => refused(&status),
+            Failure::Broken(ttrpc::Error::RpcStatus(status)) => refused(&status),
+            Failure::Broken(source) => {
+                self.forget();
+                CliError::Broken { source }
+            }
+        }
+    }
+
+    fn forget(&self) {
+        *self.client.borrow_mut() = None;
+    }
+
+    once!(version, pb::VersionRequest, pb::VersionResponse, QUICK);
+    once!(info, pb::InfoRequest, pb::InfoResponse, QUICK);
+    once!(create, pb::CreateRequest, pb::CreateResponse, SLOW);
+    once!(start, pb::StartRequest, pb::StartResponse, SLOW);
+    once!(attach, pb::AttachRequest, pb::AttachResponse, QUICK);
+    once!(exec, pb::ExecRequest, pb::ExecResponse, SLOW);
+    once!(resize, pb::ResizeRequest, pb::Empty, QUICK);
+    once!(kill, pb::KillRequest, pb::Empty, SLOW);
+    once!(update, pb::UpdateRequest, pb::Empty, SLOW);
+    once!(list, pb::ListRequest, pb::ListResponse, QUICK);
+    once!(inspect, pb::InspectRequest, pb::InspectResponse, QUICK);
+
+    /// A connection again, however long the supervisor is away; says so once.
+    async fn reconnect(&self, told: &mut bool) -> SupervisorClient {
+        self.forget();
+        let mut pause = RETRY;
+        loop {
+            if let Ok(client) = self.client().await {
+                return client;
+            }
+            if pause > LONGEST_RETRY / 2 && !*told {
+                *told = true;
+                eprintln!("holdfast: holdfastd is away; the container is not. Waiting for it to return.");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_RETRY);
+        }
+    }
+
+    /// Waits for the end of a container or exec, across restarts of the supervisor.
+    ///
+    /// # Errors
+    /// A refusal, or no supervisor at the first attempt.
+    pub(super) async fn wait(&self, request: &pb::WaitRequest) -> Result<pb::WaitResponse, CliError> {
+        let (mut client, mut told) = (self.client().await?, false);
+        loop {
+            match client.wait(Context::default(), request).await.map_err(Failure::from) {
+                Ok(response) => return Ok(response),
+                Err(Failure::Refused(status)) => return Err(refused(&status)),
+                Err(Failure::Broken(_)) => client = self.reconnect(&mut told).await,
+            }
+        }
+    }
+
+    /// Stops a container, across restarts of the supervisor.
+    ///
+    /// # Errors
+    /// A refusal, or no supervisor at the first attempt.
+    pub(super) async fn stop(&self, request: &pb::StopRequest) -> Result<pb::WaitResponse, CliError> {
+        let (mut client, mut told) = (self.client().await?, false);
+        loop {
+            match client.stop(Context::default(), request).await.map_err(Failure::from) {
+                Ok(response) => return Ok(response),
+                Err(Failure::Refused(status)) => return Err(refused(&status)),
+                Err(Failure::Broken(_)) => client = self.reconnect(&mut told).await,
+            }
+        }
+    }
+
+    /// Removes a container, across restarts of the supervisor: one that is gone after a reconnect was removed.
+    ///
+    /// # Errors
+    /// A refusal, or no supervisor at the first attempt.
+    pub(super) async fn remove(&self, request: &pb::RemoveRequest) -> Result<(), CliError> {
+        let (mut client, mut told, mut again) = (self.client().await?, false, false);
+        loop {
+            match client.remove(within(SLOW), request).await.map_err(Failure::from) {
+                Ok(_) => return Ok(()),
+                Err(Failure::Refused(status)) if again && status.code() == Code::NOT_FOUND => return Ok(()),
+                Err(Failure::Refused(status)) => return Err(refused(&status)),
+                // The shim's failing, not the supervisor's absence.
+                Err(Failure::Broken(ttrpc::Error::RpcStatus(status))) => return Err(refused(&status)),
+                Err(Failure::Broken(_)) => {
+                    client = self.reconnect(&mut told).await;
+                    again = true;
+                }
+            }
+        }
+    }
+
+    /// Ends a process's standard input, across restarts of the supervisor. Best effort: the process may be gone.
+    pub(super) async fn close_stdin(&self, request: &pb::CloseStdinRequest) {
+        let (Ok(mut client), mut told) = (self.client().await, true) else { return };
+        while let Err(Failure::Broken(_)) = client.close_stdin(within(QUICK), request).await.map_err(Failure::from) {
+            client = self.reconnect(&mut told).await;
+        }
+    }
+
+    /// Hands every event to `take`, across restarts of the supervisor; returns when `take` says so.
+    ///
+    /// # Errors
+    /// A refusal, or no supervisor at the first attempt.
+    pub(super) async fn events(
+        &self,
+        mut since_unix_ns: i64,
+        mut take: impl FnMut(pb::Event) -> Result<bool, CliError>,
+    ) -> Result<(), CliError> {
+        let (mut client, mut told) = (self.client().await?, false);
+        loop {
+            let request = pb::EventsRequest { since_unix_ns, ..Default::default() };
+            // From here on nothing may be missed across a reconnect, even if nothing has happened yet.
+            if since_unix_ns == 0 {
+                since_unix_ns = crate::client::now_unix_ns();
+            }
+            match client.events(Context::default(), &request).await.map_err(Failure::from) {
+                Err(Failure::Refused(status)) => return Err(refused(&status)),
+                Err(Failure::Broken(_)) => {}
+                Ok(mut stream) => {
+                    while let Ok(Some(event)) = stream.recv().await {
+                        since_unix_ns = since_unix_ns.max(event.time_unix_ns);
+                        if !take(event)? {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            client = self.reconnect(&mut told).await;
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! One shim's RPCs, each with a deadline. Generic over the messages, because a shim serves the same methods under
+//! several service names.
+
+use std::time::Duration;
+
+use containerd_shim_protos::api;
+use holdfast_proto::{control, service};
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use thiserror::Error;
+use ttrpc::Code;
+use ttrpc::asynchronous::Client;
+
+use crate::registry::{Refusal, RunState, TaskView};
+
+/// For calls that a healthy shim answers from memory.
+pub const QUICK: Duration = Duration::from_secs(2);
+
+/// For calls behind which an OCI runtime runs.
+pub const SLOW: Duration = Duration::from_secs(120);
+
+/// For Delete, which waits for the end of output.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Why a call gave no answer.
+#[derive(Debug, Error)]
+pub enum CallError {
+    /// The shim's own words.
+    #[error("{}", .0.message())]
+    Status(ttrpc::Status),
+    /// No answer in time.
+    #[error("the shim did not answer {method} within {within:?}")]
+    Silent {
+        /// The method.
+        method: &'static str,
+        /// The deadline.
+        within: Duration,
+    },
+    /// The connection is gone.
+    #[error("the connection to the shim broke in {method}")]
+    Broken {
+        /// The method.
+        method: &'static str,
+        /// As told by the transport.
+        source: ttrpc::Error,
+    },
+}
+
+impl CallError {
+    /// Whether the shim says that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status(s) if s.code() == Code::NOT_FOUND)
+    }
+
+    /// For the one who asked; `what` says what was tried.
+    pub fn refusal(&self, what: &str) -> Refusal {
+        let text = format!("{what}: {}", crate::chain(self));
+        match self {
+            Self::Status(s) => match s.code() {
+                Code::NOT_FOUND => Refusal::NotFound(text),
+                Code::ALREADY_EXISTS => Refusal::Exists(text),
+                Code::FAILED_PRECONDITION => Refusal::Precondition(text),
+                Code::INVALID_ARGUMENT => Refusal::Invalid(text),
+                _ => Refusal::Failed(text),
+            },
+            Self::Silent { .. } | Self::Broken { .. } => Refusal::Unavailable(text),
+        }
+    }
+}
+
+/// A connection to one shim, for one container.
+#[derive(Clone)]
+pub struct ShimClient {
+    client: Client,
+    id: String,
+}
+
+/// An answer without content.
+type Nothing = Result<(), CallError>;
+
+impl ShimClient {
+    /// Connects within `within`.
+    ///
+    /// # Errors
+    /// [`CallError::Silent`] or [`CallError::Broken`].
+    pub async fn connect(address: &str, id: &str, within: Duration) -> Result<Self, CallError> {
+        let method = "connect";
+        match tokio::time::timeout(within, Client::connect(address)).await {
+            Ok(Ok(client)) => Ok(Self { client, id: id.to_owned() }),
+            Ok(Err(source)) => Err(CallError::Broken { method, source }),
+            Err(_) => Err(CallError::Silent { method, within }),
+        }
+    }
+
+    async fn call<Q: Message, A: Message>(
+        &self,
+        service: &str,
+        method: &'static str,
+        question: &Q,
+        within: Option<Duration>,
+    ) -> Result<A, CallError> {
+        let broken = |source| CallError::Broken { method, source };
+        let payload = question.write_to_bytes().map_err(|e| broken(ttrpc::Error::Others(e.to_string())))?;
+        let request = ttrpc::Request {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            payload,
+            ..ttrpc::Request::default()
+        };
+        let answer = match within {
+            None => self.client.request(request).await,
+            Some(within) => match tokio::time::timeout(within, self.client.request(request)).await {
+                Ok(answer) => answer,
+                Err(_) => return Err(CallError::Silent { method, within }),
+            },
+        };
+        match answer {
+            Ok(response) => {
+                A::parse_from_bytes(&response.payload).map_err(|e| broken(ttrpc::Error::Others(e.to_string())))
+            }
+            Err(ttrpc::Error::RpcStatus(status)) => Err(CallError::Status(status)),
+            Err(source) => Err(broken(source)),
+        }
+    }
+
+    async fn task<Q: Message, A: Message>(
+        &self,
+        method: &'static str,
+        q: &Q,
+        within: Duration,
+    ) -> Result<A, CallError> {
+        self.call(service::TASK_V2, method, q, Some(within)).await
+    }
+
+    async fn task_unit<Q: Message>(&self, method: &'static str, question: &Q, within: Duration) -> Nothing {
+        self.task::<Q, api::Empty>(method, question, within).await.map(drop)
+    }
+
+    /// The shim's pid, and that of the container's first process (0 if there is none).
+    ///
+    /// # Errors
+    /// See [`CallError`]; so for all the others.
+    pub async fn connect_task(&self) -> Result<(u32, u32), CallError> {
+        let request = api::ConnectRequest { id: self.id.clone(), ..Default::default() };
+        let answer: api::ConnectResponse = self.task("Connect", &request, QUICK).await?;
+        Ok((answer.shim_pid, answer.task_pid))
+    }
+
+    /// Creates the container.
+    pub async fn create(&self, request: &api::CreateTaskRequest) -> Result<u32, CallError> {
+        let answer: api::CreateTaskResponse = self.task("Create", request, SLOW).await?;
+        Ok(answer.pid)
+    }
+
+    /// Starts the first process, or an exec.
+    pub async fn start(&self, exec_id: &str) -> Result<u32, CallError> {
+        let request = api::StartRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
+        let answer: api::StartResponse = self.task("Start", &request, SLOW).await?;
+        Ok(answer.pid)
+    }
+
+    /// Where the task is in its life; `None`: the shim has no such task.
+    pub async fn state(&self) -> Result<Option<TaskView>, CallError> {
+        let request = api::StateRequest { id: self.id.clone(), ..Default::default() };
+        let answer: Result<api::StateResponse, _> = self.task("State", &request, QUICK).await;
+        let answer = match answer {
+            Err(e) if e.is_not_found() => return Ok(None),
+            other => other?,
+        };
+        let state = match answer.status.enum_value_or_default() {
+            api::Status::CREATED => RunState::Created,
+            api::Status::PAUSED | api::Status::PAUSING => RunState::Paused,
+            api::Status::STOPPED => {
+                RunState::Stopped { status: answer.exit_status, at_unix_ns: unix_ns(&answer.exited_at) }
+            }
+            _ => RunState::Running,
+        };
+        Ok(Some(TaskView {
+            pid: answer.pid,
+            state,
+            started_at_unix_ns: crate::sys::proc::started_at_unix_ns(answer.pid),
+        }))
+    }
+
+    /// Waits for the end of the first process or of an exec: status and time.
+    pub async fn wait(&self, exec_id: &str) -> Result<(u32, i64), CallError> {
+        let request = api::WaitRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
+        let answer: api::WaitResponse = self.call(service::TASK_V2, "Wait", &request, None).await?;
+        Ok((answer.exit_status, unix_ns(&answer.exited_at)))
+    }
+
+    /// Sends a signal to the first process.
+    pub async fn kill(&self, signal: i32) -> Nothing {
+        let signal = signal.cast_unsigned();
+        let request = api::KillRequest { id: self.id.clone(), signal, ..Default::default() };
+        self.task_unit("Kill", &request, SLOW).await
+    }
+
+    /// Deletes the task, or an exec: its status and time of exit.
+    pub async fn delete(&self, exec_id: &str) -> Result<(u32, i64), CallError> {
+        let request = api::DeleteRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
+        let answer: api::DeleteResponse = self.task("Delete", &request, DRAIN).await?;
+        Ok((answer.exit_status, unix_ns(&answer.exited_at)))
+    }
+
+    /// Asks the shim to end. It may close the connection before the answer, which is no error.
+    pub async fn shutdown(&self) -> Nothing {
+        let request = api::ShutdownRequest { id: self.id.clone(), ..Default::default() };
+        match self.task_unit("Shutdown", &request, QUICK).await {
+            Err(CallError::Broken { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Registers an exec; `process` is the OCI process as JSON.
+    pub async fn exec(&self, mut request: api::ExecProcessRequest, process: Vec<u8>) -> Nothing {
+        request.id.clone_from(&self.id);
+        request.spec = MessageField::some(Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+            value: process,
+            ..Default::default()
+        });
+        self.task_unit("Exec", &request, QUICK).await
+    }
+
+    /// Sets a terminal's window size.
+    pub async fn resize(&self, exec_id: &str, width: u32, height: u32) -> Nothing {
+        let (id, exec_id) = (self.id.clone(), exec_id.to_owned());
+        let request = api::ResizePtyRequest { id, exec_id, width, height, ..Default::default() };
+        self.task_unit("ResizePty", &request, QUICK).await
+    }
+
+    /// Ends a process's standard input.
+    pub async fn close_stdin(&self, exec_id: &str) -> Nothing {
+        let (id, exec_id) = (self.id.clone(), exec_id.to_owned());
+        let request = api::CloseIORequest { id, exec_id, stdin: true, ..Default::default() };
+        self.task_unit("CloseIO", &request, QUICK).await
+    }
+
+    /// Sets limits; `resources` is the OCI LinuxResources as JSON.
+    pub async fn update(&self, resources: Vec<u8>) -> Nothing {
+        let resources = MessageField::some(Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+            value: resources,
+            ..Default::default()
+        });
+        let request = api::UpdateTaskRequest { id: self.id.clone(), resources, ..Default::default() };
+        self.task_unit("Update", &request, SLOW).await
+    }
+
+    /// Copies the first process's output into two FIFOs as well.
+    pub async fn attach(&self, stdout: &str, stderr: &str) -> Nothing {
+        let (id, stdout, stderr) = (self.id.clone(), stdout.to_owned(), stderr.to_owned());
+        let request = control::AttachRequest { id, stdout, stderr, ..Default::default() };
+        self.call::<_, control::AttachResponse>(service::CONTROL, "Attach", &request, Some(QUICK)).await.map(drop)
+    }
+}
+
+/// A protobuf time in nanoseconds since the Unix epoch; now, if there is none.
+pub fn unix_ns(time: &MessageField<protobuf::well_known_types::timestamp::Timestamp>) -> i64 {
+    match time.as_ref() {
+        Some(t) if t.seconds != 0 || t.nanos != 0 => {
+            t.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(t.nanos))
+        }
+        _ => now_unix_ns(),
+    }
+}
+
+/// Now, in nanoseconds since the Unix epoch.
+pub fn now_unix_ns() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,94 @@
+//! Where everything is. Pure: two roots and an id give every path.
+
+use std::path::{Path, PathBuf};
+
+use holdfast_proto::record;
+
+/// The namespace of the supervisor's own containers, in containerd's sense of the word.
+pub const NAMESPACE: &str = "default";
+
+/// The root of what survives a reboot when neither flag, file nor `HOLDFAST_STATE_DIR` says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/holdfast";
+
+/// The two roots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// What a reboot voids, as `/run/holdfast`.
+    pub run: PathBuf,
+    /// What survives it, as `/var/lib/holdfast`.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// The API socket unless configured elsewhere.
+    pub fn api_socket(&self) -> PathBuf {
+        self.run.join("holdfastd.sock")
+    }
+
+    /// Where shims deliver their events.
+    pub fn event_socket(&self) -> PathBuf {
+        self.run.join("events.sock")
+    }
+
+    /// Held locked by the one supervisor of this run directory.
+    pub fn lock_file(&self) -> PathBuf {
+        self.run.join("holdfastd.lock")
+    }
+
+    /// Parent of the private directories in which clients make their FIFOs.
+    pub fn client_io(&self) -> PathBuf {
+        self.run.join("io")
+    }
+
+    /// All bundles of the supervisor's containers.
+    pub fn bundles(&self) -> PathBuf {
+        self.run.join("bundles").join(NAMESPACE)
+    }
+
+    /// One bundle.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.bundles().join(id)
+    }
+
+    /// The FIFO of a container's standard input.
+    pub fn stdin(&self, id: &str) -> PathBuf {
+        self.bundle(id).join("stdin")
+    }
+
+    /// The shim's record.
+    pub fn record(&self, id: &str) -> PathBuf {
+        record::container_dir(&self.run, record::SUPERVISOR_INSTANCE, NAMESPACE, id).join(record::FILE_NAME)
+    }
+
+    /// All containers that were asked for.
+    pub fn containers(&self) -> PathBuf {
+        self.state.join("containers").join(NAMESPACE)
+    }
+
+    /// What was asked for one container, and its log.
+    pub fn container(&self, id: &str) -> PathBuf {
+        self.containers().join(id)
+    }
+
+    /// The container's log, in Docker's json-file format; rotated ones have `.1`, `.2`, … appended.
+    pub fn log(&self, id: &str) -> PathBuf {
+        self.container(id).join("log.json")
+    }
+
+    /// The working directory that the OCI runtime may use for checkpoints.
+    pub fn work(&self, id: &str) -> PathBuf {
+        self.container(id).join("work")
+    }
+}
+
+/// The directories that must exist before anything else, with mode 0700.
+pub fn private_directories(paths: &Paths) -> [PathBuf; 4] {
+    [paths.run.clone(), paths.bundles(), paths.client_io(), paths.containers()]
+}
+
+/// The state root: `HOLDFAST_STATE_DIR`, else [`DEFAULT_STATE_DIR`].
+pub fn state_dir() -> PathBuf {
+    std::env::var_os("HOLDFAST_STATE_DIR")
+        .filter(|v| !v.is_empty())
+        .map_or_else(|| Path::new(DEFAULT_STATE_DIR).to_owned(), PathBuf::from)
+}
