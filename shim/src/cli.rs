@@ -121,10 +121,10 @@ pub enum CliError {
     #[error("{UNMOUNT_ACTION} needs a path")]
     PathMissing,
     /// Standard input is longer than [`STDIN_LIMIT`].
-    #[error("invalid standard input: more than {STDIN_LIMIT} bytes")]
+    #[error("invalid stdin: more than {STDIN_LIMIT} bytes")]
     StdinTooLong,
     /// Standard input is neither of the two messages that a containerd sends.
-    #[error("invalid standard input: {0} bytes that are neither runtime options (Any) nor BootstrapParams for this id")]
+    #[error("invalid stdin: {0} bytes that are neither runtime options (Any) nor BootstrapParams for this id")]
     StdinMalformed(usize),
     /// The socket directory cannot hold a socket of ours.
     #[error("invalid socket directory {path:?}: {reason}")]

@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_proto::record::{Manager, SUPERVISOR_INSTANCE, run_dir};
-use nix::libc;
-use tokio::io::Interest;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
 
 use super::start::{ADDRESS_VARIABLE, EVENTS_VARIABLE, GROUP_VARIABLE, instance};
@@ -17,7 +16,7 @@ use crate::cli::Flags;
 use crate::driver::{Config, Shim};
 use crate::logging;
 use crate::owned_task::OwnedTask;
-use crate::sys::{process, ready, reaper};
+use crate::sys::process;
 
 /// What the server writes into the readiness pipe when it serves; anything else there is an error's text.
 pub(super) const READY: &str = "ready\n";
@@ -104,7 +103,6 @@ fn set_up(flags: &Flags) -> Result<(OwnedFd, OwnedFd), (&'static str, io::Error)
 }
 
 fn serve(config: Config, listener: OwnedFd, tell: &mut File) -> Result<(), (&'static str, io::Error)> {
-    let signals = reaper::signal_fd().map_err(|e| ("take signals", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -116,7 +114,7 @@ fn serve(config: Config, listener: OwnedFd, tell: &mut File) -> Result<(), (&'st
         .map_err(|e| ("start the async runtime", e))?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
-        let signals = ready::register(signals, Interest::READABLE).map_err(|e| ("watch signals", e))?;
+        let signals = Signals::new().map_err(|e| ("take signals", e))?;
         let shim = Shim::serve(config, listener).map_err(|e| ("serve the socket", e))?;
         // A child may have died before its signal could be seen; there is none yet, but an upgrade will have some.
         shim.reap();
@@ -128,17 +126,37 @@ fn serve(config: Config, listener: OwnedFd, tell: &mut File) -> Result<(), (&'st
     })
 }
 
+/// The signals that mean something to the shim. They are caught, not blocked: a mask would be inherited by the OCI runtime
+/// and with it by the container.
+struct Signals {
+    child: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// Caught so that it does nothing.
+    _hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            child: signal(SignalKind::child())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Signals become the same inputs as everything else.
-async fn heed(shim: Rc<Shim>, signals: tokio::io::unix::AsyncFd<nix::sys::signalfd::SignalFd>) {
+async fn heed(shim: Rc<Shim>, mut signals: Signals) {
     loop {
-        let Ok(mut ready) = signals.readable().await else { return };
-        // Children that die from here on raise a new signal.
-        ready.clear_ready();
-        let mut stop = false;
-        while let Ok(Some(signal)) = signals.get_ref().read_signal() {
-            let number = signal.ssi_signo.cast_signed();
-            stop |= matches!(number, libc::SIGTERM | libc::SIGINT);
-        }
+        // All branches may be dropped, since a signal that came stays noted in its stream. The order does not matter:
+        // children are reaped whatever came.
+        let stop = tokio::select! {
+            _ = signals.child.recv() => false,
+            _ = signals.terminate.recv() => true,
+            _ = signals.interrupt.recv() => true,
+        };
         shim.reap();
         if stop {
             tracing::info!("told to stop; containers keep running");

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::sys::inotify::Inotify;
-use nix::sys::signalfd::SignalFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -23,8 +22,6 @@ unsafe impl OneFd for OwnedFd {}
 unsafe impl OneFd for UnixStream {}
 // SAFETY: as above.
 unsafe impl OneFd for UnixListener {}
-// SAFETY: nix's type owns one fd; changing its mask keeps the fd.
-unsafe impl OneFd for SignalFd {}
 // SAFETY: nix's type owns one fd and has no way to exchange it.
 unsafe impl OneFd for Watch {}
 

@@ -2,32 +2,12 @@
 //! status lost.
 #![allow(unsafe_code)]
 
-use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::signal;
 use crate::lifecycle::{Exit, ExitStatus, Pid};
-
-/// The signals that the shim takes from an fd rather than from a handler, so that none is lost between two loops.
-const TAKEN: [Signal; 4] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-
-/// Blocks the signals in [`TAKEN`] and gives the fd on which they arrive. Children get an empty mask from
-/// `std::process::Command`.
-///
-/// # Errors
-/// As `signalfd(2)`.
-pub fn signal_fd() -> io::Result<SignalFd> {
-    let mut set = SigSet::empty();
-    for signal in TAKEN {
-        set.add(signal);
-    }
-    set.thread_block()?;
-    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
-}
 
 /// Collects one dead child, if there is one: its pid is free for reuse when this returns.
 pub fn reap() -> Option<(Pid, Exit)> {
