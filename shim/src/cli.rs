@@ -563,7 +563,7 @@ mod tests {
         for stdin in [b"hello".to_vec(), vec![0xff; 100], b"\x12\x00".to_vec(), other_id.write_to_bytes().unwrap()] {
             let got = bootstrap(&flags(), &stdin, &no_env).unwrap_err();
             assert_eq!(got, CliError::StdinMalformed(stdin.len()));
-            assert!(got.to_string().starts_with("invalid standard input"));
+            assert!(got.to_string().starts_with("invalid stdin"));
         }
         assert_eq!(bootstrap(&flags(), &vec![0; STDIN_LIMIT + 1], &no_env), Err(CliError::StdinTooLong));
     }

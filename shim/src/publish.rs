@@ -129,6 +129,7 @@ async fn deliver(shared: Rc<Shared>, path: PathBuf) {
             shared.changed.notified().await;
             continue;
         };
+        let was_connected = connection.is_some();
         match timeout(ACKNOWLEDGE, forward(&mut connection, &path, &head)).await {
             Ok(Ok(())) => {
                 shared.queue.borrow_mut().pop_front();
@@ -139,6 +140,10 @@ async fn deliver(shared: Rc<Shared>, path: PathBuf) {
                     .map_or_else(|_| "no answer".to_owned(), |r| r.err().map_or_else(String::new, |e| e.to_string()));
                 tracing::debug!(error, "containerd does not take events, trying again");
                 connection = None;
+                if was_connected {
+                    // containerd was restarted since the last event: the new one may be there already.
+                    continue;
+                }
                 tokio::time::sleep(retry).await;
                 retry = (retry * 2).min(RETRY.1);
             }

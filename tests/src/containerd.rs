@@ -168,6 +168,12 @@ impl<'a> Containerd<'a> {
             self.run(&["task", "delete", id]);
         }
         self.ok(&["container", "delete", id]);
-        assert!(!process::marked(self.scene.id()).iter().any(|p| process::describe(*p).contains(&format!("-id {id}"))));
+        let shim = format!("-id {id}");
+        eventually("the shim of a removed container should end", || {
+            match process::marked(self.scene.id()).into_iter().find(|p| process::describe(*p).contains(&shim)) {
+                Some(pid) => Err(pid),
+                None => Ok(()),
+            }
+        });
     }
 }

@@ -64,9 +64,11 @@ fn a_failure_without_a_log_line_gives_what_the_runtime_printed() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
     let mut shim = world.start(&bundle);
-    world.runtime.on("create", Behaviour::FailWithoutLog("a last cry".into()));
-    assert_failed(shim.create(&Stdio::none()), "create", "a last cry");
-    assert_nothing_left(&world, &bundle, &mut shim);
+    // Of `create` and `exec` the standard error is the container's own.
+    world.runtime.on("start", Behaviour::FailWithoutLog("a last cry".into()));
+    shim.create(&Stdio::none()).unwrap();
+    assert_failed(shim.start(""), "start", "a last cry");
+    shim.delete("").unwrap();
     shim.shutdown();
 }
 

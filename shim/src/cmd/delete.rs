@@ -17,7 +17,7 @@ use crate::oci::command::{self, Call, Runtime};
 use crate::oci::log::{self, FailureKind};
 use crate::oci::runner::{self, ChildStdio};
 use crate::options::Options;
-use crate::sys::{mount, process, reaper};
+use crate::sys::{mount, process, reaper, signal};
 use crate::{record, wire};
 
 /// The daemon gives the whole command five seconds.
@@ -47,9 +47,12 @@ pub fn run(flags: &Flags, warn: &mut dyn FnMut(String)) -> Result<Vec<u8>, Delet
     let pid = record.as_ref().and_then(Record::init).map(|init| init.pid).filter(|&pid| pid != 0);
     let pid = pid.or_else(|| read_pid(&bundle)).unwrap_or(0);
     let alive = is_alive(record.as_ref(), pid);
-    if alive && let Err(e) = kill_cgroup(pid) {
-        // The runtime kills what it can, below.
-        warn(format!("cannot end all processes of {}: {e}", flags.id));
+    if alive {
+        if let Err(e) = kill_cgroup(pid) {
+            // The runtime kills what it can, below.
+            warn(format!("cannot end all processes of {}: {e}", flags.id));
+        }
+        kill_init(record.as_ref(), pid);
     }
     if let Err(text) = delete_container(flags, &bundle, record.as_ref(), &dir) {
         warn(format!("cannot delete the container {}: {text}", flags.id));
@@ -89,6 +92,16 @@ fn kill_cgroup(pid: u32) -> Result<(), String> {
     match cgroup::kill_all(&paths) {
         Ok(_) | Err(cgroup::CgroupError::Shared(_) | cgroup::CgroupError::Gone(_)) => Ok(()),
         Err(e) => Err(chain(&e)),
+    }
+}
+
+/// Also if the runtime is gone, or has no control group for the container. Held first and looked at again then, so that
+/// it is the very process.
+fn kill_init(record: Option<&Record>, pid: u32) {
+    if let Some(held) = signal::hold(pid)
+        && is_alive(record, pid)
+    {
+        held.kill();
     }
 }
 

@@ -185,6 +185,8 @@ impl State {
             launch.input = Some(file.map_err(|e| failure(format!("cannot pass the resources on: {e}")))?);
         }
         let pid_file = process.map(|process| container.pid_file(&process)).unwrap_or_default();
+        // One of an earlier try names a stranger by now.
+        let _ = std::fs::remove_file(&pid_file);
         let console = launch.console.as_ref().map(ConsoleSocket::path);
         let spec = launch.spec.clone().unwrap_or_default();
         let verb = match work {
