@@ -95,7 +95,7 @@ impl Connection {
             if written == self.outbox.len() {
                 break Ok(());
             }
-            match (&*self.stream.get_ref()).write(&self.outbox[written..]) {
+            match self.stream.get_ref().write(&self.outbox[written..]) {
                 Ok(n) => written += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -117,7 +117,7 @@ impl Connection {
         let mut buffer = [0; 4096];
         let mut total = 0;
         while total < TURN {
-            match (&*self.stream.get_ref()).read(&mut buffer) {
+            match self.stream.get_ref().read(&mut buffer) {
                 Ok(0) => return Ok(None),
                 Ok(n) => {
                     total += n;
@@ -267,7 +267,7 @@ fn handle_frame(shim: &Rc<Shim>, id: u64, header: MessageHeader, payload: Result
 impl Connection {
     /// Clients number their streams oddly and upwards.
     fn accept_stream(&mut self, stream: u32) -> Result<(), RpcError> {
-        if stream % 2 == 0 || stream <= self.last_stream {
+        if stream.is_multiple_of(2) || stream <= self.last_stream {
             let text = format!("stream {stream} after {}: numbers must be odd and grow", self.last_stream);
             return Err((Code::INVALID_ARGUMENT, text));
         }

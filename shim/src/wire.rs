@@ -21,6 +21,7 @@ pub(crate) type RpcError = (Code, String);
 
 /// A request, decoded.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // lives for one call, and nearly always is the large one
 pub(crate) enum Decoded {
     /// For the lifecycle. What it does not know travels in the body.
     Task { task: TaskId, process: ProcessId, verb: Verb, body: Body },

@@ -16,7 +16,7 @@ use crate::cli::Flags;
 use crate::driver::{Config, Shim};
 use crate::logging;
 use crate::owned_task::OwnedTask;
-use crate::sys::process;
+use crate::sys::{memory, process};
 
 /// What the server writes into the readiness pipe when it serves; anything else there is an error's text.
 pub(super) const READY: &str = "ready\n";
@@ -87,7 +87,7 @@ fn milliseconds(variable: &str) -> Option<Duration> {
 
 /// Everything before the async runtime exists. Gives the listener and the readiness pipe.
 fn set_up(flags: &Flags) -> Result<(OwnedFd, OwnedFd), (&'static str, io::Error)> {
-    process::bound_the_allocator();
+    memory::bound_the_allocator();
     let inherited = process::take_inherited().map_err(|e| ("take the listening socket", e))?;
     process::detach_stdio().map_err(|e| ("detach from the standard streams", e))?;
     // On kernels before 5.11 a careless daemon's fds stay open, as they do in other shims.

@@ -32,11 +32,13 @@ use crate::options;
 use crate::owned_task::OwnedTask;
 use crate::publish::Publisher;
 use crate::server::{self, Connection};
-use crate::sys::reaper;
+use crate::sys::{memory, reaper};
 use crate::wire::{self, Body, Decoded, RpcError};
 
 /// How long all events and answers may take to get out at the end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long nothing must happen before the shim gives back what it does not need at rest.
+const QUIET: Duration = Duration::from_millis(500);
 /// How long a shim without a task and without a connection waits for somebody to come: a Shutdown that was lost must not
 /// leak a process.
 const IDLE: Duration = Duration::from_secs(120);
@@ -74,7 +76,10 @@ pub struct Shim {
     me: Weak<Shim>,
     stopping: Cell<bool>,
     ended: Notify,
-    /// The tasks that end with the shim: accepting, and at last the end itself.
+    /// Something has happened since the last rest.
+    active: Cell<bool>,
+    woken: Notify,
+    /// The tasks that end with the shim: accepting, resting, and at last the end itself.
     tasks: RefCell<Vec<OwnedTask>>,
 }
 
@@ -144,6 +149,8 @@ impl Shim {
             me: me.clone(),
             stopping: Cell::new(false),
             ended: Notify::new(),
+            active: Cell::new(true),
+            woken: Notify::new(),
             tasks: RefCell::default(),
         })
     }
@@ -152,6 +159,7 @@ impl Shim {
         if let Some(listener) = self.state.borrow().listener.clone() {
             self.tasks.borrow_mut().push(OwnedTask::spawn(server::accept(self.me.clone(), listener)));
         }
+        self.tasks.borrow_mut().push(OwnedTask::spawn(rest_when_quiet(self.me.clone())));
         self.look_idle();
     }
 
@@ -207,6 +215,9 @@ impl Shim {
         drop(state);
         if stop {
             self.stop();
+        }
+        if !self.active.replace(true) {
+            self.woken.notify_one();
         }
         self.look_idle();
     }
@@ -374,6 +385,20 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 fn unavailable() -> RpcError {
     (ttrpc::proto::Code::UNAVAILABLE, "the shim is shutting down".to_owned())
+}
+
+/// Makes the shim small again after every burst of activity.
+async fn rest_when_quiet(shim: Weak<Shim>) {
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let Some(strong) = shim.upgrade() else { return };
+        if strong.active.replace(false) {
+            continue;
+        }
+        memory::rest();
+        // Only the notification is waited for; this task does not keep the shim alive beyond it, as the shim owns it.
+        strong.woken.notified().await;
+    }
 }
 
 /// Waits for the last events to be acknowledged and the last answers to be written.

@@ -1,6 +1,7 @@
 //! The kernel's side: the only place where unsafe code may stand, each block with the reason why it is sound.
 
 pub mod fdpass;
+pub mod memory;
 pub mod mount;
 pub mod pipe;
 pub mod process;

@@ -41,17 +41,6 @@ pub fn seal_inherited_fds() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Keeps the allocator small: one arena also while a second thread runs, memory given back early.
-pub fn bound_the_allocator() {
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in
-        [(libc::M_ARENA_MAX, 1), (libc::M_TRIM_THRESHOLD, 64 << 10), (libc::M_MMAP_THRESHOLD, 64 << 10)]
-    {
-        // SAFETY: mallopt takes two integers and is called before any other thread exists.
-        unsafe { libc::mallopt(parameter, value) };
-    }
-}
-
 /// Field 22 of `/proc/PID/stat`, in clock ticks since boot; with the pid it names a process once and for all. None if
 /// the process is gone or a zombie: a dead process that nobody has collected yet is dead.
 pub fn start_time(pid: Pid) -> Option<u64> {

@@ -1,0 +1,38 @@
+//! Keeping the shim small: there may be ten thousand of it.
+#![allow(unsafe_code)]
+
+/// Keeps the allocator small: one arena also while a second thread runs, memory given back early. To be called before any
+/// other thread exists.
+pub fn bound_the_allocator() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_TRIM_THRESHOLD, 64 << 10), (libc::M_MMAP_THRESHOLD, 64 << 10)]
+    {
+        // SAFETY: mallopt takes two integers and is called before any other thread exists.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Gives back what a resting shim does not need: free heap, and the mapped pages of its own program, most of which served
+/// the start or a request that is over. The few that are needed again are found in the page cache.
+pub fn rest() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim may be called at any time.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    let page = 4096;
+    let start = (&raw const __executable_start).addr().next_multiple_of(page);
+    let end = (&raw const etext).addr() & !(page - 1);
+    if let Some(length) = end.checked_sub(start) {
+        // SAFETY: the range is this program's own read-only mapping of its file, headers to text, never written to, so a
+        // page that is dropped and needed again is read from the file with the same content, madvise(2).
+        unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+    }
+}
+
+// SAFETY: the linker defines both symbols in every program; only their addresses are used.
+unsafe extern "C" {
+    static __executable_start: u8;
+    static etext: u8;
+}
