@@ -87,11 +87,11 @@ fn milliseconds(variable: &str) -> Option<Duration> {
 
 /// Everything before the async runtime exists. Gives the listener and the readiness pipe.
 fn set_up(flags: &Flags) -> Result<(OwnedFd, OwnedFd), (&'static str, io::Error)> {
+    // The listener and the readiness pipe are 0 and 1; on kernels that cannot, a careless daemon's fds stay open.
+    let _ = process::close_inherited_fds();
     memory::bound_the_allocator();
     let inherited = process::take_inherited().map_err(|e| ("take the listening socket", e))?;
     process::detach_stdio().map_err(|e| ("detach from the standard streams", e))?;
-    // On kernels before 5.11 a careless daemon's fds stay open, as they do in other shims.
-    let _ = process::seal_inherited_fds();
     // Out of the daemon's session and group, so that signals meant for those do not end the shim.
     let _ = nix::unistd::setsid();
     process::become_subreaper().map_err(|e| ("become a subreaper", e))?;
