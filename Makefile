@@ -22,7 +22,7 @@ FORCE    ?= 0
 
 # Where cargo builds; the sysroot and the peers stay in target/.
 TARGET   := $(or $(CARGO_TARGET_DIR),target)
-HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
+HOST     := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 SHIM     := containerd-shim-holdfast-v2
 # The same shim under a name that starts with runc's: some clients match runtimes by the prefix io.containerd.runc.
 SHIM_AS_RUNC := containerd-shim-runc-v2-holdfast
@@ -143,7 +143,6 @@ uninstall:
 	    echo "error: these tasks would lose their shim's program; stop them first, or say FORCE=1" >&2
 	    exit 1
 	}
-	cd "$(DESTDIR)/"
 	for p in $(PROGRAMS) $(SHIM_AS_RUNC); do rm -f "$(DESTDIR)$(BINDIR)/$$p"; done
 	for u in $(notdir $(wildcard systemd/*.service systemd/*.socket systemd/*.slice systemd/*.target)); do
 	    rm -f "$(DESTDIR)$(UNITDIR)/$$u"

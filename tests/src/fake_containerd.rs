@@ -130,6 +130,13 @@ impl FakeContainerd {
         self.story(id)
     }
 
+    /// Waits until the container's story is as `condition` wants it, and returns it.
+    #[track_caller]
+    pub fn wait_until(&self, id: &str, condition: impl Fn(&[String]) -> bool) -> Vec<String> {
+        self.wait("such story", |s| condition(&story(&s.events, id)));
+        self.story(id)
+    }
+
     /// Waits until `count` requests were seen, whatever became of them.
     #[track_caller]
     pub fn wait_for_attempts(&self, count: usize) {

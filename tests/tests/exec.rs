@@ -34,7 +34,8 @@ fn an_exec_runs_and_its_id_can_be_used_again() {
         assert_eq!(shim.delete("e").unwrap().pid, pid);
         assert_eq!(shim.state("e").unwrap_err().code(), Code::NOT_FOUND);
     }
-    let story = world.containerd.story(bundle.id());
+    let is_exit = |l: &&String| l.starts_with("exit e ");
+    let story = world.containerd.wait_until(bundle.id(), |story| story.iter().filter(is_exit).count() == 2);
     let execs: Vec<_> = story.iter().filter(|l| l.contains(" e")).filter(|l| !l.starts_with("delete")).collect();
     assert_eq!(execs, ["exec-added e", "exec-started e", "exit e 0"].repeat(2).iter().collect::<Vec<_>>());
     shim.discard();

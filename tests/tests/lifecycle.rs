@@ -387,6 +387,23 @@ fn a_hangup_or_a_broken_pipe_does_not_end_the_shim() {
 }
 
 #[test]
+fn a_process_inherits_no_blocked_signals() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let init = shim.run(&Stdio::none());
+    shim.exec("e", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+    let exec = shim.start("e").unwrap().pid;
+    for pid in [init, exec] {
+        // What the shim blocks for itself, a runtime would pass on, and the process could not be terminated.
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
+        assert_eq!(field("SigBlk:"), "0000000000000000");
+    }
+    shim.discard();
+}
+
+#[test]
 fn a_shim_at_rest_has_one_thread() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();

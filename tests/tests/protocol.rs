@@ -1,13 +1,18 @@
 //! Ring 2: ttrpc itself, spoken well and badly.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{ConnectRequest, ConnectResponse, Empty, StateRequest, StateResponse};
 use holdfast_tests::shim::{Status, TASK};
+use holdfast_tests::skip::{is_root, skip};
 use holdfast_tests::wire::{CallError, Code, Connection, Frame};
-use holdfast_tests::{Bundle, FakeWorld, Shim, Stdio};
+use holdfast_tests::{Bundle, FakeWorld, Shim, Stdio, process, programs};
 use protobuf::Message;
 
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -277,5 +282,32 @@ fn half_a_close_still_gets_its_reply() {
         }
         Err(end) => assert_eq!(end, CallError::Closed),
     }
+    shim.discard();
+}
+
+#[test]
+fn another_user_is_not_served() {
+    if !is_root() {
+        return skip("needs root to become somebody else");
+    }
+    let world = FakeWorld::new();
+    let (_bundle, mut shim) = running(&world);
+    // The modes alone would keep others out; open them, so that only the check of the peer is left.
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let program = world.scene.path("poke");
+    fs::copy(programs::test_program("poke"), &program).unwrap();
+    open(&program, 0o755);
+    open(shim.socket(), 0o666);
+    for dir in shim.socket().ancestors().skip(1).take_while(|d| d.starts_with(world.scene.dir())) {
+        open(dir, 0o755);
+    }
+    open(world.scene.dir(), 0o755);
+    let poke = |uid: u32| {
+        let output = process::run(world.scene.command(&program).arg(shim.address()).uid(uid).gid(uid));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(poke(0), "answered\n");
+    assert_eq!(poke(65534), "refused\n");
+    assert_eq!(shim.status(""), Status::RUNNING);
     shim.discard();
 }

@@ -1,0 +1,347 @@
+//! Ring 3: the shim with real OCI runtimes, spoken to directly. The scene's check sees that no mount, control group,
+//! process or socket is left.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::api::{CreateTaskResponse, Mount};
+use holdfast_tests::shim::{Status, TASK};
+use holdfast_tests::skip::{is_root, skip};
+use holdfast_tests::wire::Code;
+use holdfast_tests::{Bundle, FakeContainerd, Launch, Process, Reader, Scene, Stdio, bundle, process, programs};
+
+/// The program of an OCI runtime, or a skip if it is not to be had or does not work on this machine.
+fn runtime(name: &str) -> Option<PathBuf> {
+    if !is_root() {
+        skip("needs root");
+        return None;
+    }
+    let path = if name == "holdfast-oci" { Some(programs::ours(name)) } else { programs::peer(name) };
+    let Some(path) = path else {
+        skip(&format!("{name} is neither installed nor to be had"));
+        return None;
+    };
+    // Controllers in the v1 hierarchies and a v2 hierarchy beside them.
+    if name == "crun" && Path::new("/sys/fs/cgroup/unified").exists() {
+        skip("crun refuses the hybrid cgroup mode");
+        return None;
+    }
+    Some(path)
+}
+
+/// One container through everything that the runtime takes part in.
+fn lives_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let containerd = FakeContainerd::start(&scene);
+    let bundle =
+        Bundle::busybox(&scene, &["/bin/sh", "-c", "echo out; echo err >&2; read line; echo got $line; exit 7"]);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let stdio = Stdio::fifos(&scene, "init");
+    let (stdout, stderr) = stdio.readers();
+    let init = shim.create(&stdio).unwrap().pid;
+    assert_eq!(shim.status(""), Status::CREATED);
+    shim.start("").unwrap();
+    stdout.wait_for("out\n");
+
+    // An exec sees the container's file system and pid namespace, and has its own output and status.
+    let exec = Stdio::output(&scene, "e");
+    let (exec_out, _exec_err) = exec.readers();
+    shim.exec("e", &["/bin/sh", "-c", "ls /; [ $$ != 1 ] && kill -0 1 && exit 5"], &exec).unwrap();
+    let pid = shim.start("e").unwrap().pid;
+    assert_ne!(pid, init);
+    assert_eq!(shim.wait_status("e"), 5);
+    assert_eq!(exec_out.text().split_whitespace().collect::<Vec<_>>(), ["bin", "dev", "etc", "proc", "sys", "tmp"]);
+    assert_eq!(shim.delete("e").unwrap().exit_status, 5);
+
+    let refusal = {
+        shim.exec("f", &["/no/such/program"], &Stdio::none()).unwrap();
+        shim.start("f").unwrap_err()
+    };
+    assert!(refusal.message().to_lowercase().contains("no such file or directory"), "{refusal:?}");
+    shim.delete("f").unwrap();
+
+    shim.pause().unwrap();
+    assert_eq!(shim.status(""), Status::PAUSED);
+    shim.resume().unwrap();
+    shim.update(&serde_json::json!({ "cpu": { "shares": 512 } })).unwrap();
+    let stats = shim.stats().unwrap().stats.unwrap();
+    assert!(matches!(stats.type_url.as_str(), "io.containerd.cgroups.v1.Metrics" | "io.containerd.cgroups.v2.Metrics"));
+    assert!(shim.pids().unwrap().processes.iter().any(|p| p.pid == init));
+
+    stdio.input().write(b"a line\n");
+    assert_eq!(shim.wait_status(""), 7);
+    assert_eq!(stdout.text(), "out\ngot a line\n");
+    assert_eq!(stderr.unwrap().text(), "err\n");
+    assert_eq!(shim.kill("", 9).unwrap_err().code(), Code::NOT_FOUND);
+    let deleted = shim.delete("").unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (init, 7));
+    let story = containerd.wait_for(bundle.id(), "delete 7");
+    assert_eq!(story[..2], ["create", "start"]);
+    assert_eq!(story[story.len() - 2..], ["exit 7", "delete 7"]);
+    shim.shutdown();
+}
+
+/// A terminal, from the runtime through the console socket to the client.
+fn terminal_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "tty; read go; stty size; exit 4"]).with_terminal();
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let stdio = Stdio::terminal(&scene, "init");
+    let (stdout, _) = stdio.readers();
+    shim.run(&stdio);
+    shim.resize("", 132, 43).unwrap();
+    stdout.wait_for("/dev/");
+    stdio.input().write(b"go\n");
+    assert_eq!(shim.wait_status(""), 4);
+    let text = stdout.text().replace("\r\n", "\n");
+    assert!(text.starts_with("/dev/pts/0\n") || text.starts_with("/dev/console\n"), "{text:?}");
+    assert!(text.ends_with("go\n43 132\n"), "{text:?}");
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+/// A shim that dies: its delete command ends all processes of the container and frees its control groups.
+fn cleaned_up_after_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "sleep 1000 & sleep 1000 & wait"]);
+    let launch = Launch::new(&scene, &bundle).runtime(&program);
+    let mut shim = launch.start();
+    let container = Process::of(shim.run(&Stdio::none()));
+    shim.process().kill();
+    assert!(container.is_alive());
+    let reply = launch.delete();
+    container.wait_gone();
+    assert_eq!((reply.pid, reply.exit_status), (container.pid(), 137));
+}
+
+/// An exec that is still running when init is killed: it ends with the pid namespace, and is announced first.
+fn execs_end_before_init_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let containerd = FakeContainerd::start(&scene);
+    let bundle = Bundle::busybox(&scene, &["/bin/sleep", "1000"]);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    shim.run(&Stdio::none());
+    for exec in ["a", "b", "c"] {
+        shim.exec(exec, &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+        shim.start(exec).unwrap();
+    }
+    shim.kill("", 9).unwrap();
+    assert_eq!(shim.wait_status(""), 137);
+    let story = containerd.wait_for(bundle.id(), "exit 137");
+    let exits: Vec<_> = story.iter().filter(|l| l.starts_with("exit ")).collect();
+    assert_eq!(exits.len(), 4, "{story:?}");
+    assert_eq!(exits[3], "exit 137");
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+/// Execs side by side.
+fn many_execs_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let bundle = Bundle::busybox(&scene, &["/bin/sleep", "1000"]);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    shim.run(&Stdio::none());
+    let mut starts = Vec::new();
+    for n in 0..8 {
+        shim.exec(&format!("e{n}"), &["/bin/sh", "-c", &format!("exit {n}")], &Stdio::none()).unwrap();
+        let request = containerd_shim_protos::api::StartRequest {
+            id: bundle.id().into(),
+            exec_id: format!("e{n}"),
+            ..Default::default()
+        };
+        starts.push(shim.connection.begin(TASK, "Start", &request));
+    }
+    for start in starts {
+        let _: containerd_shim_protos::api::StartResponse = shim.connection.finish(start).unwrap();
+    }
+    for n in 0..8 {
+        assert_eq!(shim.wait_status(&format!("e{n}")), n);
+    }
+    shim.discard();
+}
+
+/// The tests above for one runtime.
+macro_rules! with_runtime {
+    ($module:ident, $name:literal) => {
+        mod $module {
+            #[test]
+            fn a_whole_life() {
+                super::lives_with($name);
+            }
+
+            #[test]
+            fn a_terminal() {
+                super::terminal_with($name);
+            }
+
+            #[test]
+            fn a_dead_shim_is_cleaned_up_after() {
+                super::cleaned_up_after_with($name);
+            }
+
+            #[test]
+            fn execs_end_before_init() {
+                super::execs_end_before_init_with($name);
+            }
+
+            #[test]
+            fn many_execs() {
+                super::many_execs_with($name);
+            }
+        }
+    };
+}
+
+with_runtime!(holdfast_oci, "holdfast-oci");
+with_runtime!(runc, "runc");
+with_runtime!(crun, "crun");
+
+/// A bundle whose root file system comes with Create, as containerd's snapshotters give it.
+fn without_rootfs(scene: &Scene, args: &[&str]) -> Bundle {
+    let bundle = Bundle::busybox(scene, args);
+    fs::rename(bundle.path("rootfs"), scene.path("lower")).unwrap();
+    for dir in ["upper", "work"] {
+        scene.make_dir(dir);
+    }
+    bundle.configure(|c| c["root"]["readonly"] = false.into())
+}
+
+fn overlay(scene: &Scene) -> Mount {
+    let path = |name| scene.path(name).display().to_string();
+    Mount {
+        type_: "overlay".into(),
+        source: "overlay".into(),
+        options: vec![
+            format!("lowerdir={}", path("lower")),
+            format!("upperdir={}", path("upper")),
+            format!("workdir={}", path("work")),
+        ],
+        ..Mount::default()
+    }
+}
+
+fn mounted_below(dir: &Path) -> usize {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    table.lines().filter(|l| l.split(' ').nth(1).is_some_and(|p| Path::new(p).starts_with(dir))).count()
+}
+
+#[test]
+fn the_root_file_system_is_mounted_at_create_and_unmounted_at_delete() {
+    let Some(program) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let bundle = without_rootfs(&scene, &["/bin/sh", "-c", "echo written >/file"]);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let mut request = shim.create_request(&Stdio::none());
+    request.rootfs = vec![overlay(&scene)];
+    let _: CreateTaskResponse = shim.connection.call(TASK, "Create", &request).unwrap();
+    assert_eq!(mounted_below(bundle.dir()), 1);
+    shim.start("").unwrap();
+    assert_eq!(shim.wait_status(""), 0);
+    assert_eq!(fs::read_to_string(scene.path("upper/file")).unwrap(), "written\n");
+    shim.delete("").unwrap();
+    assert_eq!(mounted_below(bundle.dir()), 0);
+    shim.shutdown();
+}
+
+#[test]
+fn a_create_that_fails_unmounts_what_it_mounted() {
+    let Some(program) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let bundle = without_rootfs(&scene, &["/no/such/program"]);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let mut request = shim.create_request(&Stdio::none());
+    request.rootfs = vec![overlay(&scene)];
+    let refusal = shim.connection.call::<CreateTaskResponse>(TASK, "Create", &request).unwrap_err();
+    assert!(refusal.message().contains("no such file or directory"), "{refusal:?}");
+    assert_eq!(mounted_below(bundle.dir()), 0);
+    shim.shutdown();
+}
+
+#[test]
+fn a_mount_that_fails_is_named_and_undone() {
+    let Some(program) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let bundle = without_rootfs(&scene, &["/bin/true"]);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let mut request = shim.create_request(&Stdio::none());
+    let broken = Mount { type_: "bind".into(), source: "/no/such/dir".into(), ..Mount::default() };
+    let broken = Mount { options: vec!["rbind".into()], ..broken };
+    request.rootfs = vec![overlay(&scene), broken];
+    let refusal = shim.connection.call::<CreateTaskResponse>(TASK, "Create", &request).unwrap_err();
+    assert!(refusal.message().contains("/no/such/dir"), "{refusal:?}");
+    assert_ne!(refusal.code(), Code::NOT_FOUND, "the container is not what is missing");
+    assert_eq!(mounted_below(bundle.dir()), 0);
+    shim.shutdown();
+}
+
+#[test]
+fn the_delete_command_unmounts_the_root_file_system() {
+    let Some(program) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let bundle = without_rootfs(&scene, &["/bin/sleep", "1000"]);
+    let launch = Launch::new(&scene, &bundle).runtime(&program);
+    let mut shim = launch.start();
+    let mut request = shim.create_request(&Stdio::none());
+    request.rootfs = vec![overlay(&scene)];
+    let created: CreateTaskResponse = shim.connection.call(TASK, "Create", &request).unwrap();
+    let container = Process::of(created.pid);
+    shim.start("").unwrap();
+    shim.process().kill();
+    launch.delete();
+    container.wait_gone();
+    assert_eq!(mounted_below(bundle.dir()), 0);
+}
+
+#[test]
+fn background_processes_end_with_a_shared_pid_namespace_too() {
+    let Some(program) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "sleep 1000 & echo started; read go; exit 0"]);
+    let bundle = bundle.configure(|c| {
+        let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|n| n["type"] != "pid");
+    });
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let stdio = Stdio::fifos(&scene, "init");
+    let (stdout, _stderr) = stdio.readers();
+    shim.run(&stdio);
+    stdout.wait_for("started\n");
+    let pids: Vec<u32> = shim.pids().unwrap().processes.iter().map(|p| p.pid).collect();
+    assert_eq!(pids.len(), 2, "{pids:?}");
+    stdio.input().write(b"go\n");
+    assert_eq!(shim.wait_status(""), 0);
+    assert_eq!(stdout.text(), "started\n", "the end comes, since nobody holds stdout any more");
+    assert!(pids.iter().all(|p| !process::is_alive(*p)));
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn the_reader_of_a_real_container_may_come_late() {
+    let Some(program) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let bundle = Bundle::busybox(&scene, &["/bin/echo", "last words"]);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let stdio = Stdio::output(&scene, "init");
+    shim.run(&stdio);
+    assert_eq!(shim.wait_status(""), 0);
+    assert_eq!(Reader::open(&stdio.stdout).text(), "last words\n");
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn a_root_file_system_of_busybox_is_enough_for_the_tests() {
+    let Some(_) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let root = scene.make_dir("root");
+    bundle::fill_with_busybox(&root);
+    let output = process::run(scene.command(root.join("bin/busybox")).args(["echo", "works"]));
+    assert_eq!(output.stdout, b"works\n");
+}
