@@ -6,14 +6,14 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::sys::stat::{Mode, umask};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::cgroup::Cgroup;
 use crate::cli::{CreateArgs, Global};
 use crate::console::Console;
-use crate::devices;
 use crate::error::Failure;
 use crate::keyring;
 use crate::launch::{Launch, kill_children};
@@ -114,24 +114,30 @@ fn make(
         keyring::join(&record.id)?;
     }
     let changes = mounts::changes(&spec, record.cgroup.unified);
-    let rules = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).and_then(|r| r.devices().clone());
     let owner = stdio_owner(&spec);
+    let spec = Rc::new(spec);
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    if let Some(resources) = resources {
+        record.cgroup.make(resources)?;
+    }
     let launch = Launch {
-        spec,
-        record,
+        spec: Rc::clone(&spec),
         notify_socket: dir.notify_socket(),
-        cgroup: record.cgroup.config(None),
+        door: record.cgroup.door(None, None)?,
         console: console.as_mut().and_then(Console::take_theirs),
         preserve_fds: args.preserve_fds,
         no_pivot: args.no_pivot,
         payload,
     };
-    let pid = launch.init(log)?;
+    let pid = launch.init(record, log)?;
     record.init = ProcessName::of(pid);
-    record.cgroup.locate(pid)?;
     dir.save(record)?;
-    if let Some(cgroup) = record.cgroup.unified_dir() {
-        devices::enforce(cgroup, rules.as_deref().unwrap_or_default())?;
+    // Last, since our own processes in the cgroup counted too; now there is one.
+    let pids = resources.and_then(|resources| resources.pids().as_ref());
+    if pids.is_some() {
+        let mut limits = LinuxResources::default();
+        limits.set_pids(pids.cloned());
+        record.cgroup.limit(&limits)?;
     }
     mounts::apply(pid, &changes)?;
     crate::console::give_stdio(pid, owner);
