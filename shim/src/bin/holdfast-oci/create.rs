@@ -77,9 +77,7 @@ pub(crate) fn create(
 pub(crate) fn prepare_process(preserve_fds: u32) -> Result<(), Failure> {
     umask(Mode::from_bits_truncate(0o022));
     // libcontainer does so too, but late: a hook would inherit what the caller left open.
-    sys::close_on_exec_from(3 + preserve_fds).map_err(Failure::sys("mark inherited descriptors"))?;
-    // A notification socket of the caller's service is none of the container's.
-    Ok(())
+    sys::close_on_exec_from(3 + preserve_fds).map_err(Failure::sys("mark inherited descriptors"))
 }
 
 fn load_spec(bundle: &Path) -> Result<Spec, Failure> {
