@@ -170,6 +170,29 @@ fn a_failed_create_leaves_nothing() {
     }
 }
 
+#[test]
+fn a_root_filesystem_without_a_mount_on_dev_can_be_used_twice() {
+    let Some(c) = bundle() else { return };
+    let mut spec = c.spec(&["true"]);
+    spec["mounts"] = json!([]);
+    c.write(&spec);
+    for _ in 0..2 {
+        c.create(&[]).unwrap();
+        c.ok(&["delete", "--force", c.id()]);
+    }
+}
+
+#[test]
+fn a_dev_that_leads_out_of_the_root_filesystem_is_refused() {
+    let Some(c) = bundle() else { return };
+    let outside = c.dir().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::remove_dir(c.rootfs().join("dev")).unwrap();
+    std::os::unix::fs::symlink(&outside, c.rootfs().join("dev")).unwrap();
+    assert!(c.create(&[]).unwrap_err().contains("must not be a symbolic link"));
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
 fn mounted(mountinfo: &str) -> Vec<String> {
     mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
 }
