@@ -55,14 +55,16 @@ fn an_id_can_be_used_once() {
 #[test]
 fn a_paused_container_that_gets_a_signal_is_still_paused_and_can_be_resumed() {
     let Some(c) = bundle() else { return };
-    c.write(&c.spec(&["sh", "-c", "trap 'echo hup' HUP; while :; do sleep 0.01; done"]));
+    c.write(&c.spec(&["sh", "-c", "trap 'echo hup' HUP; echo ready; while :; do sleep 0.01; done"]));
     c.start();
+    // Before that the signal would find no handler, and the first process of a pid namespace ignores it then.
+    eventually("ready", || (c.output() == "ready\n").then_some(()));
     c.ok(&["pause", c.id()]);
     assert_eq!(c.status(), "paused");
     assert!(c.fails(&["exec", c.id(), "true"]).contains("paused"));
     c.ok(&["kill", c.id(), "HUP"]);
     assert_eq!(c.status(), "paused");
-    assert_eq!(c.output(), "");
+    assert_eq!(c.output(), "ready\n");
     c.ok(&["resume", c.id()]);
     assert_eq!(c.status(), "running");
     eventually("the trap", || c.output().contains("hup").then_some(()));
