@@ -363,13 +363,13 @@ impl Daemon {
         let Some((shim, client)) = self.live.borrow().get(&id).map(|l| (l.shim.clone(), l.client.clone())) else {
             return;
         };
-        let (following, live) = (id.clone(), Rc::clone(&self.live));
+        let (following, live, reaper) = (id.clone(), Rc::clone(&self.live), self.launcher.reaper.clone());
         let task = self.spawn(async move {
             match attach::watch(client, &shim, &id, "").await {
                 Watched::Exited(status, at_unix_ns) => Input::Exited { id, generation, status, at_unix_ns },
                 Watched::ShimDied | Watched::Unknown => {
                     let init = live.borrow().get(&id).and_then(|l| l.init);
-                    shim_died(id, generation, &shim, init)
+                    shim_died(id, generation, &shim, init, &reaper)
                 }
             }
         });
@@ -505,11 +505,18 @@ impl Daemon {
     }
 }
 
-/// What to report when a shim is gone: with its container's first process, if that still lives.
-fn shim_died(id: String, generation: u64, shim: &ShimRef, init: Option<(u32, u64)>) -> Input {
+/// What to report when a shim is gone: with its container's first process, if that still lives; with its true status, if
+/// it ended as our child; with neither, if nobody can know.
+fn shim_died(id: String, generation: u64, shim: &ShimRef, init: Option<(u32, u64)>, reaper: &Reaper) -> Input {
     tracing::warn!(%id, pid = shim.pid, "the shim is dead");
-    let init = init.filter(|(pid, start)| proc::is_live(*pid, *start));
-    Input::ShimDied { id, generation, init }
+    let live = init.filter(|(pid, start)| proc::is_live(*pid, *start));
+    if let (Some((pid, _)), None) = (init, live) {
+        reaper.reap();
+        if let Ok(status) = reaper.claim(pid).try_recv() {
+            return Input::Exited { id, generation, status, at_unix_ns: now_unix_ns() };
+        }
+    }
+    Input::ShimDied { id, generation, init: live }
 }
 
 fn kill_pid(pid: u32, start_time: u64, signal: i32) -> Result<Answer, Refusal> {

@@ -1,1 +1,3 @@
 //! What the integration rings and the benchmarks share.
+
+pub mod holdfastd;

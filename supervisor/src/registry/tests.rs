@@ -411,8 +411,7 @@ fn an_exec_is_watched_told_and_forgotten_after_a_while() {
     assert!(has(&exec(&mut world, 3), |e| matches!(e, Effect::StartExec { .. })));
     assert!(matches!(answer_to(&exec(&mut world, 4), 4), Some(Err(Refusal::Exists(_)))));
     let (id, exec_id) = (ID.to_owned(), "e".to_owned());
-    let started =
-        Input::ExecStarted { id: id.clone(), generation, exec_id: exec_id.clone(), reply: 3, result: Ok(20) };
+    let started = Input::ExecStarted { id: id.clone(), generation, exec_id: exec_id.clone(), reply: 3, result: Ok(20) };
     assert!(has(&world.give(started), |e| matches!(e, Effect::WatchExec { .. })));
     world.ask(5, Ask::Wait { container: "web".into(), exec_id: exec_id.clone() });
     let outcome = Outcome { status: 3, at_unix_ns: 1, reason: String::new() };
