@@ -1,1 +1,34 @@
-//! The shim.
+//! The shim: one process that owns a container (or the containers of a pod) and needs nobody in order to keep them
+//! running, drained, logged and accounted for.
+//!
+//! ```text
+//!   containerd ─── server ──┐
+//!   children ───── reaper ──┼── Input ──> driver ── asks ──> lifecycle   (pure: decides)
+//!   deadlines, io drained ──┘    ^           ^─── Effects ──────┘
+//!                                │           │ performs, in order
+//!                                └─ results ─┴──> record, oci, io, sys, cgroup, publish
+//! ```
+//!
+//! Invariants: `lifecycle` is pure; unsafe code stands under `sys/` alone; only `sys/reaper.rs` waits on a child; only
+//! `publish.rs` talks to containerd's event service; `server.rs` makes no decision; there is one thread at rest; and all
+//! state can be written down at any time (`freeze.rs`), so nothing lives only in a task's stack.
+
+pub mod cgroup;
+pub mod cli;
+pub mod cmd;
+pub mod driver;
+mod frame;
+pub mod freeze;
+pub mod io;
+pub mod lifecycle;
+pub mod logging;
+pub mod mount_options;
+pub mod oci;
+pub mod options;
+mod owned_task;
+mod publish;
+mod record;
+mod rfc3339;
+mod server;
+pub mod sys;
+mod wire;

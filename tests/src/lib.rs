@@ -1,3 +1,41 @@
-//! What the integration rings and the benchmarks share.
+//! What the integration rings, the benchmark and the demonstration stand on.
+//!
+//! Everything here drives programs from outside, as their users do: a shim by its command line and its socket, an OCI
+//! runtime by being one, containerd by ctr. Nothing links the code under test, so the same harness runs against any
+//! runtime-v2 shim; that is how it is known to be right (`HOLDFAST_SHIM` names another one).
+//!
+//! ```text
+//!   Scene ─── directory, environment mark, the check that nothing is left over
+//!     ├── Bundle ── Shim ── Connection          the shim under test, spoken to frame by frame
+//!     ├── FakeContainerd                        takes its events
+//!     ├── FakeRuntime                           what it believes to be runc (ring 2)
+//!     └── Containerd                            a private one, with ctr (ring 3)
+//! ```
+//!
+//! Ring 2 starts in `tests/lifecycle.rs`, ring 3 in `tests/with_containerd.rs`.
 
+pub mod bundle;
+pub mod containerd;
+pub mod eventually;
+pub mod fake_containerd;
+pub mod fake_runtime;
 pub mod holdfastd;
+pub mod process;
+pub mod programs;
+pub mod scene;
+pub mod shim;
+pub mod skip;
+pub mod stdio;
+pub mod sys;
+pub mod wire;
+pub mod world;
+
+pub use bundle::Bundle;
+pub use eventually::eventually;
+pub use fake_containerd::FakeContainerd;
+pub use fake_runtime::FakeRuntime;
+pub use process::Process;
+pub use scene::Scene;
+pub use shim::{Launch, Shim};
+pub use stdio::{Reader, Stdio};
+pub use world::FakeWorld;

@@ -1,0 +1,428 @@
+//! A container's place in the cgroup hierarchies: who is in it, freezing, killing, removing.
+//!
+//! libcgroups makes the directories and applies limits, inside libcontainer. Everything afterwards happens here, on
+//! directories resolved once at create time and kept in the record: no later verb parses `/proc/self/mountinfo`.
+//!
+//! On v1 and hybrid hosts there is one directory for each hierarchy that libcgroups joins; the named ones and the v2
+//! tree of a hybrid host are not joined, hold the caller's other processes, and are never touched. On unified hosts
+//! there is one directory.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libcgroups::common::{AnyCgroupManager, CgroupConfig, create_cgroup_manager};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Failure;
+use crate::process::ProcessName;
+
+/// Where the hierarchies are mounted; libcgroups knows no other place.
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+/// How long to wait for killed processes to leave and for a freeze to take hold.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The v1 controllers that libcgroups joins.
+const JOINED: [&str; 12] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "hugetlb",
+    "memory",
+    "pids",
+    "perf_event",
+    "blkio",
+    "net_prio",
+    "net_cls",
+    "freezer",
+];
+
+/// A container's place in the hierarchies.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Cgroup {
+    /// The path as libcgroups wants it.
+    path: PathBuf,
+    /// Whether systemd makes and removes it.
+    pub(crate) systemd: bool,
+    /// Whether the host has one hierarchy only.
+    pub(crate) unified: bool,
+    /// The name that libcgroups wants for a systemd unit.
+    name: String,
+    /// The directories, one for each joined hierarchy.
+    dirs: Vec<Hierarchy>,
+}
+
+/// The directory in one hierarchy.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Hierarchy {
+    /// Its controllers, empty on unified hosts.
+    controllers: Vec<String>,
+    dir: PathBuf,
+}
+
+/// Whether the host has the unified hierarchy only.
+pub(crate) fn is_unified() -> bool {
+    statfs(ROOT).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+impl Cgroup {
+    /// Works out the place from `linux.cgroupsPath`; makes nothing.
+    ///
+    /// # Errors
+    /// When `--systemd-cgroup` does not fit the path, or `/proc/self/cgroup` cannot be read.
+    pub(crate) fn plan(cgroups_path: Option<&Path>, id: &str, systemd: bool) -> Result<Cgroup, Failure> {
+        let unified = is_unified();
+        let path = match cgroups_path {
+            Some(path) if systemd => systemd_path(path)?,
+            Some(path) => clean(path),
+            None if systemd => PathBuf::from(format!("system.slice:holdfast:{id}")),
+            None => Path::new("/").join(id),
+        };
+        let dirs = match (systemd, unified) {
+            // Only systemd knows where its unit ends up; see `locate`.
+            (true, _) => Vec::new(),
+            (false, true) => vec![Hierarchy { controllers: Vec::new(), dir: below(Path::new(ROOT), &path) }],
+            (false, false) => {
+                let own =
+                    fs::read_to_string("/proc/self/cgroup").map_err(Failure::file("read", "/proc/self/cgroup"))?;
+                joined_hierarchies(&own, |name| Path::new(ROOT).join(name).is_dir())
+                    .into_iter()
+                    .map(|(controllers, base)| Hierarchy {
+                        controllers,
+                        dir: below(&Path::new(ROOT).join(base), &path),
+                    })
+                    .collect()
+            }
+        };
+        Ok(Cgroup { path, systemd, unified, name: id.to_owned(), dirs })
+    }
+
+    /// Learns where systemd has put the process.
+    ///
+    /// # Errors
+    /// When its `/proc/PID/cgroup` cannot be read.
+    pub(crate) fn locate(&mut self, pid: i32) -> Result<(), Failure> {
+        if !self.systemd {
+            return Ok(());
+        }
+        let file = format!("/proc/{pid}/cgroup");
+        let text = fs::read_to_string(&file).map_err(Failure::file("read", &file))?;
+        if let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) {
+            self.dirs = vec![Hierarchy { controllers: Vec::new(), dir: below(Path::new(ROOT), Path::new(path)) }];
+        }
+        Ok(())
+    }
+
+    /// How libcontainer names this place, or one below it.
+    pub(crate) fn config(&self, below_it: Option<&str>) -> CgroupConfig {
+        // An exec joins the directory as it is, also where systemd has made it: no unit is to be started for it.
+        let (cgroup_path, systemd_cgroup) = match (self.systemd, self.dirs.first()) {
+            (true, Some(first)) => (Path::new("/").join(first.dir.strip_prefix(ROOT).unwrap_or(&first.dir)), false),
+            _ => (self.path.clone(), self.systemd),
+        };
+        let cgroup_path = match below_it {
+            Some(sub) => below(&cgroup_path, &clean(Path::new(sub))),
+            None => cgroup_path,
+        };
+        CgroupConfig { cgroup_path, systemd_cgroup, container_name: self.name.clone() }
+    }
+
+    /// libcgroups' manager of this place, to apply limits with.
+    ///
+    /// # Errors
+    /// When libcgroups finds no hierarchy.
+    pub(crate) fn manager(&self) -> Result<AnyCgroupManager, Failure> {
+        let config = CgroupConfig {
+            cgroup_path: self.path.clone(),
+            systemd_cgroup: self.systemd,
+            container_name: self.name.clone(),
+        };
+        create_cgroup_manager(config)
+            .map_err(|error| Failure::Cgroup { what: "open the cgroup", reason: crate::error::chain(&error) })
+    }
+
+    /// Refuses a place in which somebody already lives.
+    ///
+    /// # Errors
+    /// [`Failure::CgroupBusy`].
+    pub(crate) fn must_be_empty(&self) -> Result<(), Failure> {
+        for hierarchy in &self.dirs {
+            let count = pids_below(&hierarchy.dir).len();
+            if count > 0 {
+                return Err(Failure::CgroupBusy { path: hierarchy.dir.clone(), count });
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory of the unified hierarchy.
+    pub(crate) fn unified_dir(&self) -> Option<&Path> {
+        self.dirs.first().filter(|_| self.unified).map(|hierarchy| hierarchy.dir.as_path())
+    }
+
+    /// Every process in it and below; empty when it is gone.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        self.hierarchy("devices").or(self.dirs.first()).map(|hierarchy| pids_below(&hierarchy.dir)).unwrap_or_default()
+    }
+
+    fn hierarchy(&self, controller: &str) -> Option<&Hierarchy> {
+        self.dirs.iter().find(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller))
+    }
+
+    /// Whether its processes are frozen or about to be.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let Some((file, frozen)) = self.freezer() else { return false };
+        // A v1 cgroup that is still freezing has been paused as well.
+        fs::read_to_string(file).is_ok_and(|state| frozen.contains(&state.trim()))
+    }
+
+    /// The file that freezes, and what it says when frozen.
+    fn freezer(&self) -> Option<(PathBuf, &'static [&'static str])> {
+        if let Some(dir) = self.unified_dir() {
+            return Some((dir.join("cgroup.freeze"), &["1"]));
+        }
+        Some((self.hierarchy("freezer")?.dir.join("freezer.state"), &["FROZEN", "FREEZING"]))
+    }
+
+    /// Freezes all processes and waits until they are.
+    ///
+    /// # Errors
+    /// When there is no freezer, or it does not take hold in time; the processes then run on.
+    pub(crate) fn freeze(&self) -> Result<(), Failure> {
+        let (file, _) = self.freezer().ok_or_else(|| no_freezer("freeze the processes"))?;
+        write(&file, if self.unified { "1" } else { "FROZEN" })?;
+        let done = wait_for(|| {
+            if self.unified {
+                let events = file.with_file_name("cgroup.events");
+                return fs::read_to_string(events).is_ok_and(|text| text.lines().any(|line| line == "frozen 1"));
+            }
+            if fs::read_to_string(&file).is_ok_and(|state| state.trim() == "FROZEN") {
+                return true;
+            }
+            // A fork that races with the freeze leaves v1 at FREEZING until it is written again.
+            let _ = write(&file, "FROZEN");
+            false
+        });
+        if done {
+            return Ok(());
+        }
+        let _ = self.thaw();
+        Err(Failure::Cgroup { what: "freeze the processes", reason: "the freezer did not take hold in time".into() })
+    }
+
+    /// Lets frozen processes go on.
+    ///
+    /// # Errors
+    /// When there is no freezer or it refuses.
+    pub(crate) fn thaw(&self) -> Result<(), Failure> {
+        let (file, _) = self.freezer().ok_or_else(|| no_freezer("thaw the processes"))?;
+        write(&file, if self.unified { "0" } else { "THAWED" })
+    }
+
+    /// Signals every process in it. SIGKILL reaches frozen ones too, and all that they fork meanwhile.
+    ///
+    /// # Errors
+    /// When a process refuses the signal.
+    pub(crate) fn signal_all(&self, signal: i32) -> Result<(), Failure> {
+        let kill = signal == Signal::SIGKILL as i32;
+        if kill && let Some(dir) = self.unified_dir() {
+            let file = dir.join("cgroup.kill");
+            if file.exists() {
+                return write(&file, "1");
+            }
+        }
+        if self.pids().is_empty() {
+            return Ok(());
+        }
+        let was_frozen = self.is_frozen();
+        // Frozen, nobody can fork away from the list. Without a freezer the loop below catches the rest.
+        let frozen = was_frozen || self.freeze().is_ok();
+        let result = self.signal_each(signal);
+        if frozen && (kill || !was_frozen) {
+            self.thaw()?;
+        }
+        result?;
+        if kill {
+            wait_for(|| self.signal_each(signal).is_err() || self.pids().is_empty());
+        }
+        Ok(())
+    }
+
+    fn signal_each(&self, signal: i32) -> Result<(), Failure> {
+        for pid in self.pids() {
+            match ProcessName::of(pid).map_or(Err(Errno::ESRCH), |process| process.signal(signal)) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(source) => return Err(Failure::Sys { what: "signal a process of the container", source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills what is left and removes the directories; that they are gone already is success.
+    ///
+    /// # Errors
+    /// Names the directory that stays.
+    pub(crate) fn remove(&self) -> Result<(), Failure> {
+        if !self.pids().is_empty() {
+            self.signal_all(Signal::SIGKILL as i32)?;
+        }
+        for hierarchy in &self.dirs {
+            remove_tree(&hierarchy.dir).map_err(Failure::file("remove the cgroup", &hierarchy.dir))?;
+        }
+        Ok(())
+    }
+}
+
+fn no_freezer(what: &'static str) -> Failure {
+    Failure::Cgroup { what, reason: "the cgroup has no freezer".into() }
+}
+
+/// `slice:prefix:name`, as systemd cgroups are written.
+fn systemd_path(path: &Path) -> Result<PathBuf, Failure> {
+    let text = path.to_string_lossy();
+    if text.split(':').count() != 3 || text.starts_with('/') {
+        return Err(Failure::Argument {
+            what: "linux.cgroupsPath",
+            value: text.into_owned(),
+            reason: "with --systemd-cgroup it must have the form slice:prefix:name",
+        });
+    }
+    Ok(path.to_owned())
+}
+
+/// The path from the root of a hierarchy, without `..`: it must not lead out of it.
+fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            _ => {}
+        }
+    }
+    cleaned
+}
+
+/// Joins as if `base` were the root.
+fn below(base: &Path, path: &Path) -> PathBuf {
+    base.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// The v1 hierarchies that libcgroups joins, from `/proc/self/cgroup`: their controllers and the directory below the
+/// root at which each is mounted.
+fn joined_hierarchies(own: &str, is_mounted: impl Fn(&str) -> bool) -> Vec<(Vec<String>, String)> {
+    own.lines()
+        .filter_map(|line| {
+            let list = line.split(':').nth(1)?;
+            let controllers: Vec<String> = list.split(',').map(str::to_owned).collect();
+            if !controllers.iter().any(|name| JOINED.contains(&name.as_str())) {
+                return None;
+            }
+            let alone = || controllers.iter().find(|name| is_mounted(name)).cloned();
+            let base = if is_mounted(list) { list.to_owned() } else { alone()? };
+            Some((controllers, base))
+        })
+        .collect()
+}
+
+/// All pids in a cgroup and below; a directory that is gone has none.
+fn pids_below(dir: &Path) -> Vec<i32> {
+    let mut pids: Vec<i32> = fs::read_to_string(dir.join("cgroup.procs"))
+        .map(|text| text.lines().filter_map(|line| line.parse().ok()).collect())
+        .unwrap_or_default();
+    for child in children(dir) {
+        pids.extend(pids_below(&child));
+    }
+    pids
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Removes a cgroup, its children first. Exited processes hold it for a moment.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    // Most cgroups have no children: try before looking.
+    let mut last = match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => error,
+        _ => return Ok(()),
+    };
+    let gone = wait_for(|| {
+        let removed = children(dir).iter().try_for_each(|child| remove_tree(child)).and_then(|()| fs::remove_dir(dir));
+        match removed {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => {
+                last = error;
+                false
+            }
+        }
+    });
+    if gone { Ok(()) } else { Err(last) }
+}
+
+/// Asks again and again, with growing pauses: cgroup v1 gives no notice.
+fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+fn write(file: &Path, value: &str) -> Result<(), Failure> {
+    fs::write(file, value).map_err(Failure::file("write", file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroups_path_cannot_leave_its_hierarchy() {
+        assert_eq!(clean(Path::new("/a/../../../etc")), Path::new("/etc"));
+        assert_eq!(clean(Path::new("a/./b")), Path::new("/a/b"));
+        assert_eq!(
+            below(Path::new("/sys/fs/cgroup/cpu"), &clean(Path::new("../../x"))),
+            Path::new("/sys/fs/cgroup/cpu/x")
+        );
+    }
+
+    #[test]
+    fn named_and_unified_hierarchies_are_not_ours() {
+        let own = "12:cpu,cpuacct:/x\n3:freezer:/\n2:rdma:/\n1:name=systemd:/user\n0::/\n";
+        let mounted = |name: &str| matches!(name, "cpu,cpuacct" | "freezer" | "systemd");
+        let found = joined_hierarchies(own, mounted);
+        let bases: Vec<&str> = found.iter().map(|(_, base)| base.as_str()).collect();
+        assert_eq!(bases, ["cpu,cpuacct", "freezer"]);
+        // The same hierarchy mounted under one of its names only.
+        let found = joined_hierarchies(own, |name| name == "cpuacct");
+        assert_eq!(found, [(vec!["cpu".to_owned(), "cpuacct".to_owned()], "cpuacct".to_owned())]);
+    }
+
+    #[test]
+    fn systemd_paths_have_three_parts() {
+        assert!(systemd_path(Path::new("system.slice:holdfast:a")).is_ok());
+        assert!(systemd_path(Path::new("/a/b")).is_err());
+        assert!(systemd_path(Path::new("a:b")).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! The system calls that have no safe wrapper, and nothing else. All `unsafe` of this program is here.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+
+/// Turns the return value of a raw system call into a result.
+fn check(value: libc::c_long) -> Result<libc::c_long, Errno> {
+    if value < 0 { Err(Errno::last()) } else { Ok(value) }
+}
+
+/// Takes over a descriptor that a system call has just made.
+fn own(value: libc::c_long) -> OwnedFd {
+    let fd = RawFd::try_from(value).expect("the kernel returns descriptors that fit an int");
+    // SAFETY: the caller passes the fresh result of a call that opens a descriptor, which nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// `pidfd_open(2)`; nix has no wrapper.
+///
+/// # Errors
+/// As the call, `ESRCH` among them.
+pub(crate) fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes two integers and touches no memory of ours.
+    let value = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    check(value).map(own)
+}
+
+/// `pidfd_send_signal(2)`; a plain number, since nix's type has no real-time signals.
+///
+/// # Errors
+/// As the call.
+pub(crate) fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open, and a null siginfo is allowed.
+    let value = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    check(value).map(drop)
+}
+
+/// Undoes what this program and its callers did to signals and what a payload would inherit: the standard library
+/// ignores SIGPIPE, and a caller may have blocked signals.
+///
+/// # Errors
+/// As `sigaction(2)` and `sigprocmask(2)`.
+pub(crate) fn reset_signals() -> Result<(), Errno> {
+    // SAFETY: the default action is no function of ours, so nothing can run in signal context.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+/// `KEYCTL_JOIN_SESSION_KEYRING`: joins the session keyring of that name, or makes it; returns its serial.
+///
+/// # Errors
+/// As `keyctl(2)`.
+pub(crate) fn join_session_keyring(name: &CStr) -> Result<i32, Errno> {
+    // SAFETY: the name is a terminated string that outlives the call.
+    let value = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr(), 0, 0, 0) };
+    check(value).map(|serial| i32::try_from(serial).unwrap_or_default())
+}
+
+/// `KEYCTL_SETPERM`.
+///
+/// # Errors
+/// As `keyctl(2)`.
+pub(crate) fn set_key_permissions(serial: i32, permissions: u32) -> Result<(), Errno> {
+    // SAFETY: takes integers only.
+    let value = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_SETPERM, serial, permissions, 0, 0) };
+    check(value).map(drop)
+}
+
+/// Sets the size of a terminal.
+///
+/// # Errors
+/// As the ioctl.
+pub(crate) fn set_window_size(terminal: BorrowedFd<'_>, size: libc::winsize) -> Result<(), Errno> {
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives until the call returns.
+    let value = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    check(value.into()).map(drop)
+}
+
+/// The size of a terminal.
+///
+/// # Errors
+/// As the ioctl.
+pub(crate) fn window_size(terminal: BorrowedFd<'_>) -> Result<libc::winsize, Errno> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize, which lives until the call returns.
+    let value = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    check(value.into()).map(|_| size)
+}
+
+/// Receives one descriptor over a socket.
+///
+/// # Errors
+/// As `recvmsg(2)`; `EBADMSG` when the message carries none.
+pub(crate) fn receive_fd(socket: &OwnedFd) -> Result<OwnedFd, Errno> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+    let mut text = [0; 64];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut buffers = [io::IoSliceMut::new(&mut text)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control
+            && let Some(&fd) = fds.first()
+        {
+            return Ok(own(fd.into()));
+        }
+    }
+    Err(Errno::EBADMSG)
+}
+
+/// Whether the real user may execute the file, by its effective ids.
+///
+/// # Errors
+/// As `faccessat2(2)`.
+pub(crate) fn may_execute(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: the path is a terminated string that outlives the call.
+    let value =
+        unsafe { libc::syscall(libc::SYS_faccessat2, libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) };
+    check(value).map(drop)
+}
+
+/// Forks and runs the closure in the child, which then exits with 0 or, on an error, with the errno; returns what the
+/// child did.
+///
+/// # Errors
+/// As `fork(2)`, or the child's.
+pub(crate) fn in_child(work: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+    // SAFETY: this program has one thread, so the child may allocate and call anything.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let code = work().err().map_or(0, |errno| errno as i32);
+            // SAFETY: ends the child at once; nothing of the parent's is to be dropped or flushed here.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => loop {
+            match waitpid(child, None) {
+                Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+                Ok(WaitStatus::Exited(_, code)) => return Err(Errno::from_raw(code)),
+                Ok(_) => return Err(Errno::EINTR),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        },
+    }
+}
+
+/// The argument of `mount_setattr(2)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct MountAttr {
+    /// Attributes to set.
+    pub(crate) attr_set: u64,
+    /// Attributes to clear.
+    pub(crate) attr_clr: u64,
+    /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`, or 0 to keep it.
+    pub(crate) propagation: u64,
+    /// Unused here.
+    pub(crate) userns_fd: u64,
+}
+
+/// `mount_setattr(2)` on a path, or with an empty path on the descriptor itself.
+///
+/// # Errors
+/// As the call.
+pub(crate) fn mount_setattr(dir: RawFd, path: &CStr, flags: libc::c_int, attr: &MountAttr) -> Result<(), Errno> {
+    // SAFETY: path and attr outlive the call, and the size is that of the structure.
+    let value = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, dir, path.as_ptr(), flags, &raw const *attr, size_of::<MountAttr>())
+    };
+    check(value).map(drop)
+}
+
+/// A read-only overlay file system over one or more directories, not mounted anywhere.
+///
+/// # Errors
+/// As `fsopen(2)`, `fsconfig(2)` and `fsmount(2)`.
+pub(crate) fn detached_overlay(lower: &CStr) -> Result<OwnedFd, Errno> {
+    const SET_STRING: libc::c_uint = 1;
+    const CMD_CREATE: libc::c_uint = 6;
+    const FSOPEN_CLOEXEC: libc::c_uint = 1;
+    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+    const ATTRIBUTES: libc::c_ulong = 1 | 2 | 4; // read-only, nosuid, nodev
+    // SAFETY: the name is a terminated string.
+    let value = unsafe { libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), FSOPEN_CLOEXEC) };
+    let context = check(value).map(own)?;
+    let fd = context.as_raw_fd();
+    // SAFETY: key and value are terminated strings.
+    let value = unsafe { libc::syscall(libc::SYS_fsconfig, fd, SET_STRING, c"lowerdir".as_ptr(), lower.as_ptr(), 0) };
+    check(value)?;
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes neither key nor value.
+    let value = unsafe { libc::syscall(libc::SYS_fsconfig, fd, CMD_CREATE, none, none, 0) };
+    check(value)?;
+    // SAFETY: takes integers only.
+    let value = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, ATTRIBUTES) };
+    check(value).map(own)
+}
+
+/// `bpf(2)` with one of the attribute structures of `devices`.
+///
+/// # Errors
+/// As the call.
+pub(crate) fn bpf<T: BpfAttr>(command: libc::c_int, attr: &mut T) -> Result<libc::c_long, Errno> {
+    // SAFETY: a `BpfAttr` is plain data laid out as the kernel's union member for its commands, and the pointers in it
+    // point to buffers that the caller keeps alive for the call.
+    let value = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    check(value)
+}
+
+/// Marks the structures that may go to the kernel as `union bpf_attr`.
+pub(crate) trait BpfAttr {}
+
+/// Takes over a descriptor returned by `bpf(2)`.
+pub(crate) fn bpf_fd(value: libc::c_long) -> OwnedFd {
+    own(value)
+}
+
+/// Keeps a descriptor open across `execve(2)`.
+///
+/// # Errors
+/// As `fcntl(2)`.
+pub(crate) fn keep_across_exec(fd: &impl AsFd) -> Result<(), Errno> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).map(drop)
+}
+
+/// Closes on exec every descriptor from this one on, so that none of the caller's reaches a container.
+///
+/// # Errors
+/// As `close_range(2)`.
+pub(crate) fn close_on_exec_from(first: u32) -> Result<(), Errno> {
+    // SAFETY: takes integers only, and no descriptor is closed yet.
+    let value = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    check(value).map(drop)
+}
+
+/// A string without zero bytes for the kernel.
+///
+/// # Errors
+/// When there is one inside.
+pub(crate) fn c_string(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}

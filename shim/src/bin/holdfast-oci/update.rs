@@ -1,0 +1,76 @@
+//! `update`: changes the limits of a container that exists.
+
+use std::fs;
+use std::io::{Read, stdin};
+use std::path::Path;
+
+use libcgroups::common::{CgroupManager, ControllerOpt};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
+
+use crate::cli::{Global, UpdateArgs};
+use crate::devices;
+use crate::error::{Failure, chain};
+use crate::record::{RunRoot, Status};
+use crate::spec_check;
+
+/// Applies the limits.
+///
+/// # Errors
+/// When the container is stopped, a limit is refused, or the kernel refuses it.
+pub(crate) fn run(global: &Global, args: &UpdateArgs) -> Result<u8, Failure> {
+    let container = RunRoot::new(&global.root).load(&args.id)?;
+    if matches!(container.status(), Status::Stopped | Status::Creating) {
+        return Err(Failure::NotRunning { id: args.id.clone() });
+    }
+    let resources = requested(args)?;
+    let cgroup = &container.record.cgroup;
+    spec_check::resources("resources", &resources)?;
+    spec_check::limits("resources", &resources, cgroup.unified)?;
+    let options =
+        ControllerOpt { resources: &resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+    let refused = |reason| Failure::Cgroup { what: "apply the limits", reason };
+    cgroup.manager()?.apply(&options).map_err(|error| refused(chain(&error)))?;
+    match (cgroup.unified_dir(), resources.devices()) {
+        (Some(dir), Some(rules)) if !rules.is_empty() => devices::enforce(dir, rules)?,
+        _ => {}
+    }
+    Ok(0)
+}
+
+fn requested(args: &UpdateArgs) -> Result<LinuxResources, Failure> {
+    let Some(path) = &args.resources else { return Ok(from_flags(args)) };
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        stdin().read_to_end(&mut bytes).map_err(Failure::file("read", path))?;
+    } else {
+        bytes = fs::read(path).map_err(Failure::file("read", path))?;
+    }
+    serde_json::from_slice(&bytes).map_err(|source| Failure::Json { path: path.clone(), source })
+}
+
+fn from_flags(args: &UpdateArgs) -> LinuxResources {
+    let mut resources = LinuxResources::default();
+    let mut cpu = LinuxCpu::default();
+    cpu.set_shares(args.cpu_shares);
+    cpu.set_quota(args.cpu_quota);
+    cpu.set_period(args.cpu_period);
+    cpu.set_cpus(args.cpuset_cpus.clone());
+    cpu.set_mems(args.cpuset_mems.clone());
+    resources.set_cpu(Some(cpu));
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(args.memory);
+    memory.set_reservation(args.memory_reservation);
+    memory.set_swap(args.memory_swap);
+    resources.set_memory(Some(memory));
+    if let Some(limit) = args.pids_limit {
+        let mut pids = LinuxPids::default();
+        pids.set_limit(limit);
+        resources.set_pids(Some(pids));
+    }
+    if args.blkio_weight.is_some() {
+        let mut block = oci_spec::runtime::LinuxBlockIo::default();
+        block.set_weight(args.blkio_weight);
+        resources.set_block_io(Some(block));
+    }
+    resources
+}

@@ -1,0 +1,153 @@
+//! What belongs to one container besides the state of its processes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use holdfast_proto::record::{ExitRecord, ProcessRecord, ProcessState, Record, RuntimeRef, SCHEMA, ShimIdentity};
+
+use super::State;
+use crate::cgroup;
+use crate::io::process::ProcessIo;
+use crate::io::stdio::Addresses;
+use crate::lifecycle::{ProcessId, ProcessView, Status, TaskId};
+use crate::oci::command::Runtime;
+use crate::options::Options;
+use crate::record;
+use crate::sys::mount::MountEntry;
+use crate::sys::process::start_time;
+use crate::wire::CreateBody;
+
+/// A container's belongings.
+pub(super) struct Container {
+    pub(super) bundle: PathBuf,
+    pub(super) mounts: Vec<MountEntry>,
+    pub(super) options: Options,
+    pub(super) runtime: Runtime,
+    /// Known once init has a pid.
+    pub(super) cgroup: Option<cgroup::Paths>,
+    pub(super) processes: BTreeMap<ProcessId, Process>,
+    /// Its directory below the run root.
+    pub(super) dir: PathBuf,
+}
+
+/// A process's belongings.
+#[derive(Default)]
+pub(super) struct Process {
+    pub(super) addresses: Addresses,
+    /// None before the start of an exec, and once released.
+    pub(super) io: Option<ProcessIo>,
+    /// An exec's settings, until it is started.
+    pub(super) spec: Vec<u8>,
+    /// Asked for before there was a terminal.
+    pub(super) size: Option<(u16, u16)>,
+    /// Asked for before there was an input.
+    pub(super) stdin_closed: bool,
+    /// See [`start_time`].
+    pub(super) start_time: u64,
+}
+
+impl Container {
+    pub(super) fn new(create: CreateBody, options: Options, runtime: Runtime, dir: PathBuf) -> Self {
+        let init = Process { addresses: create.addresses, ..Process::default() };
+        Self {
+            bundle: create.bundle,
+            mounts: create.mounts,
+            options,
+            runtime,
+            cgroup: None,
+            processes: BTreeMap::from([(ProcessId::Init, init)]),
+            dir,
+        }
+    }
+
+    pub(super) fn rootfs(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
+
+    /// Where the runtime writes the pid of a process. Execs have a directory of their own: one may be called `init`.
+    pub(super) fn pid_file(&self, process: &ProcessId) -> PathBuf {
+        match process {
+            ProcessId::Init => self.bundle.join("init.pid"),
+            ProcessId::Exec(id) => self.dir.join("exec").join(format!("{}.pid", id.0)),
+        }
+    }
+
+    /// Writes what `delete` needs if this process is gone by then (contract 1.7).
+    pub(super) fn write_options(&self) -> io::Result<()> {
+        record::make_dir(&self.dir)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(self.dir.join("exec"))?;
+        record::replace(&self.bundle.join("options.json"), self.options.to_json().as_bytes(), 0o600)?;
+        let binary = self.runtime.binary.to_string_lossy();
+        record::replace(&self.bundle.join("runtime"), binary.as_bytes(), 0o600)
+    }
+}
+
+impl State {
+    /// Writes the record of a task, or remembers that it could not.
+    pub(super) fn save(&mut self, task: &TaskId) -> io::Result<()> {
+        let views = self.lifecycle.processes(task);
+        let Some(container) = self.containers.get_mut(task) else { return Ok(()) };
+        for view in &views {
+            if let Some(process) = container.processes.get_mut(&view.process)
+                && process.start_time == 0
+                && view.pid != 0
+                && view.exit.is_none()
+            {
+                process.start_time = start_time(view.pid).unwrap_or(0);
+            }
+        }
+        let record = Record {
+            schema: SCHEMA,
+            boot_id: self.boot_id.clone(),
+            shim: ShimIdentity {
+                pid: std::process::id(),
+                start_time: self.start_time,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                address: self.config.address.clone(),
+            },
+            manager: self.config.manager.clone(),
+            namespace: self.config.namespace.clone(),
+            id: task.0.clone(),
+            group: self.config.group.clone(),
+            bundle: container.bundle.clone(),
+            runtime: RuntimeRef {
+                binary: container.runtime.binary.to_string_lossy().into_owned(),
+                root: container.runtime.root.clone(),
+                systemd_cgroup: container.runtime.systemd_cgroup,
+            },
+            processes: views.iter().map(|view| process_record(view, container)).collect(),
+        };
+        record::write(&container.dir, &record)
+    }
+}
+
+fn process_record(view: &ProcessView, container: &Container) -> ProcessRecord {
+    let process = container.processes.get(&view.process);
+    let addresses = process.map(|p| p.addresses.clone()).unwrap_or_default();
+    ProcessRecord {
+        exec_id: view.process.exec_id().to_owned(),
+        pid: view.pid,
+        start_time: process.map_or(0, |p| p.start_time),
+        state: match view.status {
+            Status::Created => ProcessState::Created,
+            Status::Running | Status::Pausing => ProcessState::Running,
+            Status::Paused => ProcessState::Paused,
+            Status::Stopped => ProcessState::Stopped,
+        },
+        exit: view.exit.map(|exit| ExitRecord { status: exit.status.code(), at_unix_ns: exit.at_unix_ns }),
+        terminal: addresses.terminal,
+        stdin: addresses.stdin,
+        stdout: addresses.stdout,
+        stderr: addresses.stderr,
+    }
+}
+
+/// Reads a pid file.
+pub(super) fn read_pid(path: &Path) -> io::Result<u32> {
+    let text = fs::read_to_string(path)?;
+    let pid = text.trim().parse().ok().filter(|&pid| pid > 0);
+    pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no pid")))
+}

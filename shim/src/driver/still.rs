@@ -1,0 +1,339 @@
+//! The whole shim, written down and taken up again (design, section 6).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::calls::{Child, Running, What};
+use super::container::{Container, Process};
+use super::perform::About;
+use super::{Config, Shim, State, on_quiet};
+use crate::cgroup;
+use crate::freeze::{FORMAT, FdBag, FreezeError, Frozen};
+use crate::io::console::ConsoleSocket;
+use crate::io::process::{FrozenIo, ProcessIo};
+use crate::io::stdio::Addresses;
+use crate::lifecycle::{Asker, CallId, Lifecycle, Pid, ProcessId, TaskId, Work};
+use crate::oci::command::Runtime;
+use crate::options::Options;
+use crate::publish::{FrozenQueue, Publisher};
+use crate::server::{self, Connection, FrozenConnection};
+use crate::sys::mount::MountEntry;
+use crate::wire::Body;
+
+#[derive(Serialize, Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenState {
+    format: u32,
+    config: Config,
+    lifecycle: Lifecycle,
+    containers: Vec<(TaskId, FrozenContainer)>,
+    connections: Vec<(u64, FrozenConnection)>,
+    last_connection: u64,
+    bodies: Vec<(Asker, Body)>,
+    timers: Vec<(Asker, Duration)>,
+    running: Vec<(CallId, FrozenRunning)>,
+    questions: Vec<(Asker, About)>,
+    events: FrozenQueue,
+    listener: Option<String>,
+    unsaved: BTreeSet<TaskId>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenContainer {
+    bundle: PathBuf,
+    mounts: Vec<MountEntry>,
+    options: Options,
+    runtime: Runtime,
+    cgroup: Option<cgroup::Paths>,
+    processes: Vec<(ProcessId, FrozenProcess)>,
+    dir: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenProcess {
+    addresses: Addresses,
+    io: Option<FrozenIo>,
+    spec: Vec<u8>,
+    size: Option<(u16, u16)>,
+    stdin_closed: bool,
+    start_time: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenRunning {
+    task: TaskId,
+    work: Work,
+    asked: bool,
+    remaining: Duration,
+    child: Option<FrozenChild>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenChild {
+    pid: Pid,
+    output: Option<String>,
+    log: Option<PathBuf>,
+    console: Option<(String, PathBuf)>,
+    spec: Option<PathBuf>,
+    timed_out: bool,
+}
+
+impl Shim {
+    /// Stands still: the whole state as bytes and named fds. This shim serves no more; [`Shim::thaw`] goes on, in this
+    /// process or in the image that follows it. Nothing is lost at whatever point this is called: half-read requests,
+    /// half-written answers, waits, calls of the OCI runtime and undelivered events are all in the state.
+    ///
+    /// # Errors
+    /// [`FreezeError::Busy`] while a log is being written to: the shim goes on, try again. [`FreezeError::Fd`] if an fd
+    /// cannot be copied.
+    pub fn freeze(&self) -> Result<Frozen, FreezeError> {
+        let mut state = self.state.borrow_mut();
+        let mut fds = FdBag::default();
+        let frozen = state.freeze(&mut fds)?;
+        let bytes = serde_json::to_vec(&frozen).map_err(FreezeError::Malformed)?;
+        state.dissolve();
+        self.tasks.borrow_mut().clear();
+        Ok(Frozen { bytes, fds })
+    }
+
+    /// Goes on where [`Shim::freeze`] stopped. Must be called within a Tokio `LocalSet` of a current-thread runtime.
+    ///
+    /// # Errors
+    /// See [`FreezeError`].
+    pub fn thaw(frozen: Frozen) -> Result<Rc<Self>, FreezeError> {
+        let Frozen { bytes, mut fds } = frozen;
+        let FormatOnly { format } = serde_json::from_slice(&bytes).map_err(FreezeError::Malformed)?;
+        if format != FORMAT {
+            return Err(FreezeError::Format(format));
+        }
+        let frozen: FrozenState = serde_json::from_slice(&bytes).map_err(FreezeError::Malformed)?;
+        let publisher = Publisher::thaw(&frozen.config.events_address, frozen.events);
+        let listener = match frozen.listener {
+            Some(name) => {
+                let listener = fds.take(&name).and_then(server::listener);
+                Some(listener.map_err(|e| FreezeError::Fd("the listener".to_owned(), e))?)
+            }
+            None => None,
+        };
+        let mut state = State::new(frozen.config, publisher);
+        state.listener = listener;
+        state.lifecycle = frozen.lifecycle;
+        state.last_connection = frozen.last_connection;
+        state.bodies = frozen.bodies.into_iter().collect();
+        let shim = Self::new(state);
+        let me = &shim.me;
+        let mut state = shim.state.borrow_mut();
+        for (task, container) in frozen.containers {
+            let container = thaw_container(&task, container, &mut fds, me)?;
+            state.containers.insert(task, container);
+        }
+        for (call, running) in frozen.running {
+            let running = state.thaw_running(call, running, &mut fds, me)?;
+            if let What::Child(child) = &running.what {
+                let pid = child.pid;
+                state.children.insert(pid, call);
+            }
+            state.running.insert(call, running);
+        }
+        for (id, connection) in frozen.connections {
+            let connection = Connection::thaw(me, id, connection, &mut fds)
+                .map_err(|e| FreezeError::Fd(format!("connection {id}"), e))?;
+            state.connections.insert(id, connection);
+        }
+        for (asker, remaining) in frozen.timers {
+            let timer = state.give_up_after(remaining, asker, me);
+            state.timers.insert(asker, timer);
+        }
+        for (asker, about) in frozen.questions {
+            state.ask(asker, about, me);
+        }
+        for task in frozen.unsaved {
+            state.save_or_retry(task, me);
+        }
+        drop(state);
+        shim.set_going();
+        // Drains may have come to their end while everything stood still, and children may have died.
+        shim.look_at_drains();
+        shim.reap();
+        Ok(shim)
+    }
+
+    fn look_at_drains(&self) {
+        let drains: Vec<_> = self.state.borrow().running.values().filter_map(drained_process).collect();
+        for (task, process) in drains {
+            self.quiet(&task, &process);
+        }
+    }
+}
+
+fn drained_process(running: &Running) -> Option<(TaskId, ProcessId)> {
+    match &running.work {
+        Work::Drain(process) => Some((running.task.clone(), process.clone())),
+        _ => None,
+    }
+}
+
+impl State {
+    fn freeze(&mut self, bag: &mut FdBag) -> Result<FrozenState, FreezeError> {
+        // First what can refuse, so that a refusal leaves everything as it was.
+        let mut containers = Vec::new();
+        for (task, container) in &self.containers {
+            containers.push((task.clone(), freeze_container(task, container, bag)?));
+        }
+        let mut connections = Vec::new();
+        for (id, connection) in &self.connections {
+            let frozen = connection.freeze(*id, bag).map_err(|e| FreezeError::Fd(format!("connection {id}"), e))?;
+            connections.push((*id, frozen));
+        }
+        let listener = self.listener.as_ref().map(|l| bag.put("listener".to_owned(), l.get_ref())).transpose();
+        let listener = listener.map_err(|e| FreezeError::Fd("the listener".to_owned(), e))?;
+        let mut running = Vec::new();
+        for (call, work) in &mut self.running {
+            let frozen = freeze_running(*call, work, bag);
+            running.push((*call, frozen.map_err(|e| FreezeError::Fd(format!("call {}", call.0), e))?));
+        }
+        Ok(FrozenState {
+            format: FORMAT,
+            config: self.config.clone(),
+            lifecycle: self.lifecycle.clone(),
+            containers,
+            connections,
+            last_connection: self.last_connection,
+            bodies: self.bodies.iter().map(|(asker, body)| (*asker, body.clone())).collect(),
+            timers: self.timers.iter().map(|(asker, timer)| (*asker, timer.remaining())).collect(),
+            running,
+            questions: self.questions.iter().map(|(asker, question)| (*asker, question.about.clone())).collect(),
+            events: self.publisher.freeze(),
+            listener,
+            unsaved: self.unsaved.clone(),
+        })
+    }
+
+    /// Drops everything that acts; what was written down acts from now on.
+    fn dissolve(&mut self) {
+        self.lifecycle = Lifecycle::default();
+        self.containers = BTreeMap::new();
+        self.connections = BTreeMap::new();
+        self.bodies = BTreeMap::new();
+        self.timers = BTreeMap::new();
+        self.running = BTreeMap::new();
+        self.children = BTreeMap::new();
+        self.questions = BTreeMap::new();
+        self.publisher = Publisher::start("");
+        self.listener = None;
+        self.unsaved = BTreeSet::new();
+        self.resave = None;
+        self.idle = None;
+    }
+
+    fn thaw_running(
+        &self,
+        call: CallId,
+        frozen: FrozenRunning,
+        bag: &mut FdBag,
+        me: &Weak<Shim>,
+    ) -> Result<Running, FreezeError> {
+        let what = match frozen.child {
+            None => What::Drain,
+            Some(child) => {
+                What::Child(thaw_child(child, bag).map_err(|e| FreezeError::Fd(format!("call {}", call.0), e))?)
+            }
+        };
+        let deadline = self.deadline(call, frozen.remaining, me);
+        Ok(Running { task: frozen.task, work: frozen.work, what, asked: frozen.asked, deadline })
+    }
+}
+
+fn freeze_container(task: &TaskId, container: &Container, bag: &mut FdBag) -> Result<FrozenContainer, FreezeError> {
+    let mut processes = Vec::new();
+    for (id, process) in &container.processes {
+        let name = format!("task.{}.{}", task.0, id.exec_id());
+        let io = process.io.as_ref().map(|io| io.freeze(&name, bag)).transpose();
+        let io = io.map_err(|e| match e.kind() {
+            std::io::ErrorKind::WouldBlock => FreezeError::Busy(format!("the log of task {:?}", task.0)),
+            _ => FreezeError::Fd(format!("{id} of task {:?}", task.0), e),
+        })?;
+        processes.push((
+            id.clone(),
+            FrozenProcess {
+                addresses: process.addresses.clone(),
+                io,
+                spec: process.spec.clone(),
+                size: process.size,
+                stdin_closed: process.stdin_closed,
+                start_time: process.start_time,
+            },
+        ));
+    }
+    Ok(FrozenContainer {
+        bundle: container.bundle.clone(),
+        mounts: container.mounts.clone(),
+        options: container.options.clone(),
+        runtime: container.runtime.clone(),
+        cgroup: container.cgroup.clone(),
+        processes,
+        dir: container.dir.clone(),
+    })
+}
+
+fn thaw_container(
+    task: &TaskId,
+    frozen: FrozenContainer,
+    bag: &mut FdBag,
+    me: &Weak<Shim>,
+) -> Result<Container, FreezeError> {
+    let mut processes = BTreeMap::new();
+    for (id, process) in frozen.processes {
+        let io = process.io.map(|io| ProcessIo::thaw(io, bag, on_quiet(me, task, &id))).transpose();
+        let io = io.map_err(|e| FreezeError::Fd(format!("{id} of task {:?}", task.0), e))?;
+        let FrozenProcess { addresses, spec, size, stdin_closed, start_time, .. } = process;
+        processes.insert(id, Process { addresses, io, spec, size, stdin_closed, start_time });
+    }
+    let FrozenContainer { bundle, mounts, options, runtime, cgroup, dir, .. } = frozen;
+    Ok(Container { bundle, mounts, options, runtime, cgroup, processes, dir })
+}
+
+fn freeze_running(call: CallId, running: &mut Running, bag: &mut FdBag) -> std::io::Result<FrozenRunning> {
+    let child = match &mut running.what {
+        What::Drain => None,
+        What::Child(child) => Some(FrozenChild {
+            pid: child.pid,
+            output: child.output.as_ref().map(|fd| bag.put(format!("call{}.output", call.0), fd)).transpose()?,
+            log: child.log.clone(),
+            console: match &mut child.console {
+                Some(console) => {
+                    let (fd, dir) = console.hand_on()?;
+                    Some((bag.put_owned(format!("call{}.console", call.0), fd), dir))
+                }
+                None => None,
+            },
+            spec: child.spec.clone(),
+            timed_out: child.timed_out,
+        }),
+    };
+    Ok(FrozenRunning {
+        task: running.task.clone(),
+        work: running.work.clone(),
+        asked: running.asked,
+        remaining: running.deadline.remaining(),
+        child,
+    })
+}
+
+fn thaw_child(frozen: FrozenChild, bag: &mut FdBag) -> std::io::Result<Child> {
+    let console = match frozen.console {
+        Some((name, dir)) => Some(ConsoleSocket::take_over(bag.take(&name)?, &dir)),
+        None => None,
+    };
+    let output = frozen.output.map(|name| bag.take(&name)).transpose()?;
+    let FrozenChild { pid, log, spec, timed_out, .. } = frozen;
+    Ok(Child { pid, output, log, console, spec, timed_out })
+}

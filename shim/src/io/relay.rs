@@ -1,0 +1,553 @@
+//! From a container's pipe or terminal to whoever reads, and from whoever writes to the container.
+//!
+//! ```text
+//!   source ──(splice, or one shared buffer)──> sink          FIFO, pipe, terminal, or the container's log
+//!                        └──────────────────> attached readers
+//! ```
+//!
+//! The states of a [`Flow`]:
+//!
+//! ```text
+//!   streaming <──> reader absent        only towards a FIFO; nothing is read meanwhile, so nothing is lost
+//!       │ end of the source
+//!       v
+//!     tail                              the FIFO still holds bytes that nobody has read
+//!       │ read, or given up at Delete
+//!       v
+//!   finished                            the sink is closed: its reader sees the end
+//! ```
+//!
+//! A *slow* reader slows the process, as it always did. All state is in [`State`], none in the task that drives it: the
+//! task can be dropped at any await and another can go on.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::unistd::{read, write};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use super::fifo;
+use super::log::JsonLines;
+use super::log_writer::LogWriter;
+use crate::freeze::FdBag;
+use crate::owned_task::OwnedTask;
+use crate::sys::reaper::now_unix_ns;
+use crate::sys::{pipe, ready};
+
+/// From this many waiting bytes on, moving pages beats copying them (design, section 5).
+const BULK: usize = 16 << 10;
+/// The most that one splice moves, so that others have their turn.
+const MOST_PER_SPLICE: usize = 1 << 20;
+/// The shared buffer, in bytes.
+const BUFFER: usize = 64 << 10;
+/// Steps between two looks at everything else that waits.
+const STEPS_PER_TURN: usize = 16;
+/// How often a FIFO's tail is looked at: epoll does not tell when a reader empties a partly filled FIFO.
+const TAIL_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
+
+thread_local! {
+    /// One for all flows: no await happens while it is borrowed.
+    static SHARED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+type Fd = Rc<AsyncFd<OwnedFd>>;
+
+/// Which of a process's streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    /// Standard input.
+    Stdin,
+    /// Standard output; of a terminal all output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    /// The word in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stdin => "stdin",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// What is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceKind {
+    /// A pipe or FIFO: it ends when its last writer has gone.
+    Pipe,
+    /// The master of a terminal: it ends once the process was reaped and nothing is left to read.
+    Terminal,
+}
+
+/// What is written to.
+pub enum Sink {
+    /// A client's FIFO, with the path by which its reader is watched for.
+    Fifo(OwnedFd, PathBuf),
+    /// A pipe or terminal to the process. When the process has closed it, the flow ends.
+    Process(OwnedFd),
+    /// The container's log: lines, or raw bytes.
+    Log {
+        /// Shared by the streams of a process.
+        writer: Rc<LogWriter>,
+        /// None: raw.
+        lines: Option<JsonLines>,
+    },
+}
+
+enum OpenSink {
+    Fifo(Fd, PathBuf),
+    Process(Fd),
+    Log { writer: Rc<LogWriter>, lines: Option<JsonLines> },
+}
+
+struct Attached {
+    fd: Fd,
+    sent: usize,
+}
+
+struct State {
+    stream: Stream,
+    kind: SourceKind,
+    /// None once it has ended.
+    source: Option<Fd>,
+    /// None once finished.
+    sink: Option<OpenSink>,
+    /// Read, and not yet written everywhere.
+    pending: Vec<u8>,
+    /// How much of `pending` the sink has.
+    sent: usize,
+    attached: Vec<Attached>,
+    /// The process was reaped.
+    process_over: bool,
+}
+
+/// What the task waits for before the next step.
+enum Next {
+    Step,
+    Readable(Fd),
+    Writable(Fd),
+    Reader(Fd, PathBuf),
+    Room(Rc<LogWriter>),
+    Tail(Fd),
+    Finished,
+}
+
+/// One direction of one stream, running until its end or its drop.
+pub struct Flow {
+    shared: Rc<Shared>,
+    _task: OwnedTask,
+}
+
+struct Shared {
+    state: RefCell<State>,
+    /// Something outside the fds has changed: an attached reader, the process's end.
+    changed: Notify,
+    /// No reader is there to take what waits.
+    unread: Cell<bool>,
+    on_end: Box<dyn Fn()>,
+}
+
+/// A [`Flow`] written down.
+#[derive(Serialize, Deserialize)]
+pub struct FrozenFlow {
+    stream: Stream,
+    kind: SourceKind,
+    source: Option<String>,
+    sink: Option<FrozenSink>,
+    pending: Vec<u8>,
+    sent: usize,
+    attached: Vec<(String, usize)>,
+    process_over: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+enum FrozenSink {
+    Fifo(String, PathBuf),
+    Process(String),
+    Log { lines: Option<JsonLines> },
+}
+
+impl Flow {
+    /// Starts to relay. `on_end` is called once, when the flow has finished by itself.
+    ///
+    /// # Errors
+    /// As `epoll_ctl(2)` and `fcntl(2)`.
+    pub fn start(
+        stream: Stream,
+        source: OwnedFd,
+        kind: SourceKind,
+        sink: Sink,
+        on_end: Box<dyn Fn()>,
+    ) -> io::Result<Self> {
+        let sink = match sink {
+            Sink::Fifo(fd, path) => OpenSink::Fifo(pollable(fd, Interest::WRITABLE)?, path),
+            Sink::Process(fd) => OpenSink::Process(pollable(fd, Interest::WRITABLE)?),
+            Sink::Log { writer, lines } => OpenSink::Log { writer, lines },
+        };
+        Ok(Self::run(
+            State {
+                stream,
+                kind,
+                source: Some(pollable(source, Interest::READABLE)?),
+                sink: Some(sink),
+                pending: Vec::new(),
+                sent: 0,
+                attached: Vec::new(),
+                process_over: false,
+            },
+            on_end,
+        ))
+    }
+
+    fn run(state: State, on_end: Box<dyn Fn()>) -> Self {
+        let shared =
+            Rc::new(Shared { state: RefCell::new(state), changed: Notify::new(), unread: Cell::new(false), on_end });
+        Self { _task: OwnedTask::spawn(drive(shared.clone())), shared }
+    }
+
+    /// Which stream it is.
+    pub fn stream(&self) -> Stream {
+        self.shared.state.borrow().stream
+    }
+
+    /// Whether there is nothing more to wait for: it has finished, or nobody is there to read what is left.
+    pub fn is_drained(&self) -> bool {
+        self.shared.unread.get() || self.shared.state.borrow().sink.is_none()
+    }
+
+    /// Whether its source has ended.
+    pub fn has_ended(&self) -> bool {
+        self.shared.state.borrow().source.is_none()
+    }
+
+    /// Adds a reader: a copy of what is read from now on goes to it too.
+    ///
+    /// # Errors
+    /// As `epoll_ctl(2)`.
+    pub fn attach(&self, write_end: OwnedFd) -> io::Result<()> {
+        let fd = pollable(write_end, Interest::WRITABLE)?;
+        let mut state = self.shared.state.borrow_mut();
+        // What is pending was read before.
+        let sent = state.pending.len();
+        state.attached.push(Attached { fd, sent });
+        drop(state);
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+
+    /// The process was reaped: a terminal has no more to say than what is in it now.
+    pub fn process_over(&self) {
+        self.shared.state.borrow_mut().process_over = true;
+        self.shared.changed.notify_one();
+    }
+
+    /// Writes the flow down; copies of its fds go into `bag`.
+    ///
+    /// # Errors
+    /// As `dup(2)`.
+    pub fn freeze(&self, name: &str, bag: &mut FdBag) -> io::Result<FrozenFlow> {
+        let state = self.shared.state.borrow();
+        let source = state.source.as_ref().map(|fd| bag.put(format!("{name}.source"), fd.get_ref())).transpose()?;
+        let sink = match &state.sink {
+            None => None,
+            Some(OpenSink::Fifo(fd, path)) => {
+                Some(FrozenSink::Fifo(bag.put(format!("{name}.sink"), fd.get_ref())?, path.clone()))
+            }
+            Some(OpenSink::Process(fd)) => Some(FrozenSink::Process(bag.put(format!("{name}.sink"), fd.get_ref())?)),
+            Some(OpenSink::Log { lines, .. }) => Some(FrozenSink::Log { lines: lines.clone() }),
+        };
+        let attached = state.attached.iter().enumerate();
+        let attached = attached
+            .map(|(n, a)| Ok((bag.put(format!("{name}.attached{n}"), a.fd.get_ref())?, a.sent)))
+            .collect::<io::Result<_>>()?;
+        Ok(FrozenFlow {
+            stream: state.stream,
+            kind: state.kind,
+            source,
+            sink,
+            pending: state.pending.clone(),
+            sent: state.sent,
+            attached,
+            process_over: state.process_over,
+        })
+    }
+
+    /// Goes on where [`Flow::freeze`] stopped. `writer` is the process's log, if it has one.
+    ///
+    /// # Errors
+    /// As `epoll_ctl(2)`, and `NotFound` for an fd that is not in the bag.
+    pub fn thaw(
+        frozen: FrozenFlow,
+        bag: &mut FdBag,
+        writer: Option<&Rc<LogWriter>>,
+        on_end: Box<dyn Fn()>,
+    ) -> io::Result<Self> {
+        let mut open = |name: &str, interest| pollable(bag.take(name)?, interest);
+        let source = frozen.source.map(|name| open(&name, Interest::READABLE)).transpose()?;
+        let sink = match frozen.sink {
+            None => None,
+            Some(FrozenSink::Fifo(name, path)) => Some(OpenSink::Fifo(open(&name, Interest::WRITABLE)?, path)),
+            Some(FrozenSink::Process(name)) => Some(OpenSink::Process(open(&name, Interest::WRITABLE)?)),
+            Some(FrozenSink::Log { lines }) => {
+                let writer = writer.cloned().ok_or(ErrorKind::NotFound)?;
+                Some(OpenSink::Log { writer, lines })
+            }
+        };
+        let attached = frozen.attached.into_iter();
+        let attached = attached
+            .map(|(name, sent)| Ok(Attached { fd: open(&name, Interest::WRITABLE)?, sent }))
+            .collect::<io::Result<_>>()?;
+        let state = State {
+            stream: frozen.stream,
+            kind: frozen.kind,
+            source,
+            sink,
+            pending: frozen.pending,
+            sent: frozen.sent,
+            attached,
+            process_over: frozen.process_over,
+        };
+        Ok(Self::run(state, on_end))
+    }
+}
+
+fn pollable(fd: OwnedFd, interest: Interest) -> io::Result<Fd> {
+    pipe::set_nonblocking(&fd)?;
+    Ok(Rc::new(ready::register(fd, interest)?))
+}
+
+/// The whole task: it only waits; what is done is done in [`State::step`].
+async fn drive(shared: Rc<Shared>) {
+    let mut steps = 0;
+    let mut tail_interval = TAIL_INTERVALS.0;
+    loop {
+        let next = shared.state.borrow_mut().step();
+        let progressed = matches!(next, Next::Step);
+        steps = if progressed { steps + 1 } else { 0 };
+        // In every select below both branches may be dropped: readiness, watches and notifications are not lost by it,
+        // and the step that follows looks at everything again. Their order does not matter.
+        match next {
+            Next::Step if steps < STEPS_PER_TURN => {}
+            Next::Step => {
+                steps = 0;
+                tokio::task::yield_now().await;
+            }
+            Next::Readable(fd) => tokio::select! {
+                _ = fd.readable() => {}
+                () = shared.changed.notified() => {}
+            },
+            Next::Writable(fd) => tokio::select! {
+                _ = fd.writable() => {}
+                () = shared.changed.notified() => {}
+            },
+            Next::Reader(fd, path) => {
+                shared.unread.set(true);
+                (shared.on_end)();
+                fifo::reader_returns(&path, fd.get_ref()).await;
+                shared.unread.set(false);
+                shared.state.borrow_mut().renew_sink();
+            }
+            Next::Room(writer) => writer.room().await,
+            Next::Tail(fd) => {
+                if !fifo::has_reader(fd.get_ref()) && !shared.unread.replace(true) {
+                    (shared.on_end)();
+                }
+                tokio::time::sleep(tail_interval).await;
+                shared.unread.set(false);
+                tail_interval = (tail_interval * 2).min(TAIL_INTERVALS.1);
+            }
+            Next::Finished => break,
+        }
+    }
+    (shared.on_end)();
+}
+
+impl State {
+    fn step(&mut self) -> Next {
+        if let Some(next) = self.flush() {
+            return next;
+        }
+        let (Some(source), Some(sink)) = (self.source.clone(), &self.sink) else { return self.end() };
+        match sink {
+            OpenSink::Log { writer, .. } if writer.is_full() => return Next::Room(writer.clone()),
+            OpenSink::Fifo(fd, _) | OpenSink::Process(fd)
+                if self.attached.is_empty()
+                    && self.kind == SourceKind::Pipe
+                    && pipe::unread(source.get_ref()).is_ok_and(|n| n >= BULK) =>
+            {
+                let fd = fd.clone();
+                return self.splice(&source, &fd);
+            }
+            _ => {}
+        }
+        self.copy(&source)
+    }
+
+    fn splice(&mut self, source: &Fd, sink: &Fd) -> Next {
+        match pipe::move_pages(source.get_ref(), sink.get_ref(), MOST_PER_SPLICE) {
+            Ok(_) => Next::Step,
+            Err(e) => match e.kind() {
+                // There was something to read, so it is the sink that is full.
+                ErrorKind::WouldBlock => self.blocked(sink),
+                ErrorKind::BrokenPipe => self.sink_closed(),
+                ErrorKind::Interrupted => Next::Step,
+                // A sink that does not take pages (a terminal) takes bytes.
+                _ => self.copy(source),
+            },
+        }
+    }
+
+    fn copy(&mut self, source: &Fd) -> Next {
+        SHARED.with_borrow_mut(|buffer| {
+            buffer.resize(BUFFER, 0);
+            match read(source.get_ref(), buffer) {
+                Ok(0) => self.source = None,
+                Ok(n) => self.take(&buffer[..n]),
+                Err(Errno::EINTR) => {}
+                // All slaves of the terminal are closed, or it is empty: the end if the process is over.
+                Err(Errno::EIO | Errno::EAGAIN) if self.kind == SourceKind::Terminal && self.process_over => {
+                    self.source = None;
+                }
+                Err(Errno::EAGAIN | Errno::EIO) => {
+                    clear(source, Interest::READABLE);
+                    return Next::Readable(source.clone());
+                }
+                Err(e) => {
+                    tracing::warn!(stream = self.stream.name(), error = %e, "cannot read, ending the stream");
+                    self.source = None;
+                }
+            }
+            Next::Step
+        })
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        match &mut self.sink {
+            Some(OpenSink::Log { writer, lines: Some(lines) }) => {
+                let stream = self.stream.name();
+                writer.enqueue(|queue| lines.push(stream, now_unix_ns(), bytes, queue));
+            }
+            Some(OpenSink::Log { writer, lines: None }) => writer.enqueue(|queue| queue.extend_from_slice(bytes)),
+            Some(OpenSink::Fifo(fd, _) | OpenSink::Process(fd)) if self.attached.is_empty() => {
+                // The usual case: all of it goes at once, and nothing is kept.
+                let written = write(fd.get_ref(), bytes).unwrap_or(0);
+                self.pending.extend_from_slice(&bytes[written..]);
+                return;
+            }
+            Some(OpenSink::Fifo(..) | OpenSink::Process(_)) => {
+                self.pending.extend_from_slice(bytes);
+                return;
+            }
+            None => return,
+        }
+        if !self.attached.is_empty() {
+            self.pending.extend_from_slice(bytes);
+            self.sent = bytes.len();
+        }
+    }
+
+    /// Writes what is pending; none if nothing is left.
+    fn flush(&mut self) -> Option<Next> {
+        if self.pending.is_empty() {
+            return None;
+        }
+        if let Some(OpenSink::Fifo(fd, _) | OpenSink::Process(fd)) = &self.sink {
+            let fd = fd.clone();
+            while self.sent < self.pending.len() {
+                match write(fd.get_ref(), &self.pending[self.sent..]) {
+                    Ok(n) => self.sent += n,
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) => return Some(self.blocked(&fd)),
+                    Err(_) => return Some(self.sink_closed()),
+                }
+            }
+        }
+        let mut full = None;
+        let pending = &self.pending;
+        self.attached.retain_mut(|reader| {
+            while reader.sent < pending.len() {
+                match write(reader.fd.get_ref(), &pending[reader.sent..]) {
+                    Ok(n) => reader.sent += n,
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) => {
+                        full = Some(reader.fd.clone());
+                        return true;
+                    }
+                    // It has left.
+                    Err(_) => return false,
+                }
+            }
+            true
+        });
+        if let Some(fd) = full {
+            return Some(self.blocked(&fd));
+        }
+        self.pending = Vec::new();
+        self.sent = 0;
+        self.attached.iter_mut().for_each(|reader| reader.sent = 0);
+        None
+    }
+
+    fn blocked(&self, fd: &Fd) -> Next {
+        clear(fd, Interest::WRITABLE);
+        Next::Writable(fd.clone())
+    }
+
+    fn sink_closed(&mut self) -> Next {
+        match &self.sink {
+            Some(OpenSink::Fifo(fd, path)) => Next::Reader(fd.clone(), path.clone()),
+            _ => {
+                // The process no longer reads its input.
+                self.source = None;
+                self.pending = Vec::new();
+                self.sent = 0;
+                Next::Step
+            }
+        }
+    }
+
+    /// The source has ended and nothing is pending.
+    fn end(&mut self) -> Next {
+        self.attached.clear();
+        match &mut self.sink {
+            Some(OpenSink::Fifo(fd, _)) if pipe::unread(fd.get_ref()).is_ok_and(|n| n > 0) => {
+                return Next::Tail(fd.clone());
+            }
+            Some(OpenSink::Log { writer, lines: Some(lines) }) => {
+                let stream = self.stream.name();
+                writer.enqueue(|queue| lines.finish(stream, now_unix_ns(), queue));
+            }
+            _ => {}
+        }
+        self.sink = None;
+        self.source = None;
+        Next::Finished
+    }
+
+    /// epoll's "closed" is for good in Tokio's eyes, a reader's absence is not: register the FIFO anew.
+    fn renew_sink(&mut self) {
+        if let Some(OpenSink::Fifo(fd, _)) = &mut self.sink
+            && let Ok(renewed) = fd.get_ref().try_clone().and_then(|copy| pollable(copy, Interest::WRITABLE))
+        {
+            *fd = renewed;
+        }
+    }
+}
+
+/// Tells Tokio that the fd is not ready, as an operation on it has just shown. Events that come later are not lost:
+/// they are collected only when this task gives way.
+fn clear(fd: &Fd, interest: Interest) {
+    let _ = fd.try_io(interest, |_| Err::<(), _>(ErrorKind::WouldBlock.into()));
+}

@@ -1,0 +1,48 @@
+//! What may happen to the processes of this shim, and what must be done about it. Pure: no fd, clock, path, future or
+//! wire type; a time comes with the input that needs it.
+//!
+//! ```text
+//!   Input ──> Lifecycle::handle ──> Effects, to be performed in order
+//!                                      │ Begin(work) …
+//!   Input::Done <──────────────────────┘ … whose outcome comes back as an input
+//! ```
+//!
+//! The init process of a task:
+//!
+//! ```text
+//!   Creating ──> Created ──> Starting ──> Running <──> Pausing/Paused
+//!      │            │            │           │              │
+//!    (undone)       └────────────┴───────────┴──────────────┴──> Stopped ──> (deleted)
+//! ```
+//!
+//! An exec process: `Created ──> Starting ──> Running ──> Stopped`; a start that fails leads back to `Created`.
+//!
+//! # The order rules
+//! Other files cite these by name. Sources: contract 3.4, 3.6, 4.2 and 10; containerd `core/runtime/v2/README.md`.
+//!
+//! - **start before exit**: a process's start is announced before its exit, even if it died before the runtime returned.
+//!   Exits that no process claims are stashed while a call is in flight that may yet name their pid.
+//! - **init last**: the exit of the init process is the last exit of its task; it waits for the execs that run or start,
+//!   and for nothing else. No exec starts once init was reaped.
+//! - **saved before announced**: the record holds a fact before an event or a reply tells it.
+//! - **one at a time**: calls that change the same process are carried out one after the other, in the order of arrival.
+//!   What only asks (`State`, `Wait`, `Pids`, `Connect`, `Stats`) never waits for them.
+//! - **an answer for each request**: every request gets exactly one reply, whatever happens to its process; a task that is
+//!   deleted answers all that still wait.
+
+mod effect;
+mod exec;
+mod exit;
+mod init;
+mod input;
+mod refusal;
+mod task;
+
+#[cfg(test)]
+mod tests;
+
+pub use effect::{Effect, Effects, Event, KnownProcess, ProcessView, Reply, Status, Work};
+pub use exit::{Exit, ExitStatus};
+pub use input::{Asker, CallId, ExecId, Failure, FailureKind, Input, Outcome, Pid, ProcessId, Request, TaskId, Verb};
+pub use refusal::Refusal;
+pub use task::Lifecycle;

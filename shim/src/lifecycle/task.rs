@@ -1,0 +1,709 @@
+//! Init and execs together: who is asked what, early exits, who is announced last, when the shim may end.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::exec::{Exec, ExecState};
+use super::init::{CreateStep, DeleteStep, Init, InitState, Op, Running};
+use super::{
+    Asker, CallId, Effect, Effects, Event, ExecId, Exit, Failure, FailureKind, Input, KnownProcess, Outcome, Pid,
+    ProcessId, Refusal, Reply, Request, TaskId, Verb, Work,
+};
+
+/// All tasks of the shim. Serialisable whole: nothing else is needed to go on elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lifecycle {
+    tasks: BTreeMap<TaskId, Task>,
+    calls: Calls,
+    /// Exits that nobody claimed while a call was in flight that may yet name their pid.
+    stash: Vec<(Pid, Exit)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Task {
+    init: Init,
+    execs: BTreeMap<ExecId, Exec>,
+    running: Option<Running>,
+    queue: VecDeque<Request>,
+    shared_pids: bool,
+    /// Init was reaped; told once the last exec's exit was (rule "init last").
+    init_exit: Option<Exit>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Calls {
+    last: u64,
+    in_flight: BTreeMap<CallId, Call>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Call {
+    task: TaskId,
+    process: ProcessId,
+    /// Its success names a pid that may have been reaped before.
+    names_pid: bool,
+}
+
+/// One input being handled: the task's id and what it leads to.
+struct Turn<'a> {
+    id: &'a TaskId,
+    calls: &'a mut Calls,
+    effects: &'a mut Effects,
+}
+
+impl Turn<'_> {
+    fn reply(&mut self, asker: Asker, reply: Result<Reply, Refusal>) {
+        self.effects.push(Effect::Reply(asker, reply));
+    }
+
+    fn begin(&mut self, process: &ProcessId, work: Work, asker: Option<Asker>) -> CallId {
+        self.calls.last += 1;
+        let call = CallId(self.calls.last);
+        let names_pid = matches!(work, Work::Create | Work::ExecStart(_));
+        self.calls.in_flight.insert(call, Call { task: self.id.clone(), process: process.clone(), names_pid });
+        self.effects.push(Effect::Begin { call, task: self.id.clone(), work, asker });
+        call
+    }
+
+    fn save(&mut self) {
+        self.effects.push(Effect::Save(self.id.clone()));
+    }
+
+    fn publish(&mut self, event: Event) {
+        self.effects.push(Effect::Publish(self.id.clone(), event));
+    }
+}
+
+impl Lifecycle {
+    /// The next state, and what must be done about it.
+    pub fn handle(&mut self, input: Input) -> Effects {
+        let mut effects = Effects::new();
+        match input {
+            Input::Request(request) => self.request(request, &mut effects),
+            Input::Exited { pid, exit } => self.exited(pid, exit, &mut effects),
+            Input::Done { call, outcome } => self.done(call, outcome, &mut effects),
+            Input::GaveUp(asker) => {
+                if self.forget_waiters(|waiter| waiter == asker) {
+                    effects.push(Effect::Reply(asker, Err(Refusal::Late)));
+                }
+            }
+            // What changes something goes on; only those who merely wait are forgotten.
+            Input::Disconnected(connection) => {
+                self.forget_waiters(|waiter| waiter.connection == connection);
+            }
+        }
+        if !self.calls.in_flight.values().any(|call| call.names_pid) {
+            self.stash.clear();
+        }
+        effects
+    }
+
+    /// Whether there is nothing left to look after. A task counts from the arrival of its Create to the end of its Delete.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Whether the id is taken.
+    pub fn contains(&self, task: &TaskId) -> bool {
+        self.tasks.contains_key(task)
+    }
+
+    /// All ids, those being created included.
+    pub fn ids(&self) -> impl Iterator<Item = &TaskId> {
+        self.tasks.keys()
+    }
+
+    /// What is known of a task's processes, init first; nothing for an unknown task or one that is still being created.
+    pub fn processes(&self, task: &TaskId) -> Vec<super::ProcessView> {
+        let Some(task) = self.tasks.get(task).filter(|t| t.init.state != InitState::Creating) else {
+            return Vec::new();
+        };
+        let init = task.init.view();
+        let status = init.status;
+        let execs = task.execs.iter().map(|(id, exec)| exec.view(&ProcessId::Exec(id.clone()), status));
+        std::iter::once(init).chain(execs).collect()
+    }
+
+    fn request(&mut self, request: Request, effects: &mut Effects) {
+        let Request { asker, task: id, process, verb } = request;
+        match verb {
+            Verb::Connect => {
+                let pid = self.tasks.get(&id).map_or(0, |t| t.init.pid);
+                effects.push(Effect::Reply(asker, Ok(Reply::Connected(pid))));
+            }
+            Verb::Shutdown => {
+                effects.push(Effect::Reply(asker, Ok(Reply::Empty)));
+                if self.tasks.is_empty() {
+                    effects.push(Effect::Stop);
+                }
+            }
+            Verb::Create { shared_pids } => {
+                if self.tasks.contains_key(&id) {
+                    effects.push(Effect::Reply(asker, Err(Refusal::TaskExists(id))));
+                    return;
+                }
+                let mut turn = Turn { id: &id, calls: &mut self.calls, effects };
+                turn.effects.push(Effect::Adopt(asker, id.clone(), ProcessId::Init));
+                let call = turn.begin(&ProcessId::Init, Work::Mount, Some(asker));
+                self.tasks.insert(id, Task::new(asker, call, shared_pids));
+            }
+            _ => {
+                let Some(task) = self.tasks.get_mut(&id) else {
+                    effects.push(Effect::Reply(asker, Err(Refusal::NoTask(id))));
+                    return;
+                };
+                let mut turn = Turn { id: &id, calls: &mut self.calls, effects };
+                match process {
+                    ProcessId::Init => task.request_init(asker, verb, &mut turn),
+                    ProcessId::Exec(exec) => task.request_exec(asker, exec, verb, &mut turn),
+                }
+            }
+        }
+    }
+
+    fn exited(&mut self, pid: Pid, exit: Exit, effects: &mut Effects) {
+        let calls = &mut self.calls;
+        let owner = self
+            .tasks
+            .iter_mut()
+            .find_map(|(id, task)| task.exited(pid, exit, &mut Turn { id, calls, effects }).then(|| id.clone()));
+        match owner {
+            Some(id) => self.go_on(&id, effects),
+            None => self.stash.push((pid, exit)),
+        }
+    }
+
+    fn done(&mut self, call: CallId, outcome: Outcome, effects: &mut Effects) {
+        let Some(Call { task: id, process, names_pid }) = self.calls.in_flight.remove(&call) else { return };
+        let early = match (&outcome, names_pid) {
+            (Ok(Some(pid)), true) => self.take_stashed(*pid),
+            _ => None,
+        };
+        // An errand for a task that is gone, or a step that another has overtaken, has nobody to tell.
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let mut turn = Turn { id: &id, calls: &mut self.calls, effects };
+        match process {
+            ProcessId::Init => task.init_done(call, outcome, early, &mut turn),
+            ProcessId::Exec(exec) => task.exec_done(call, &exec, outcome, early, &mut turn),
+        }
+        self.go_on(&id, effects);
+    }
+
+    /// Whether there was one.
+    fn forget_waiters(&mut self, gone: impl Fn(Asker) -> bool) -> bool {
+        let mut found = false;
+        for task in self.tasks.values_mut() {
+            for waiters in
+                std::iter::once(&mut task.init.waiters).chain(task.execs.values_mut().map(|e| &mut e.waiters))
+            {
+                let before = waiters.len();
+                waiters.retain(|waiter| !gone(*waiter));
+                found |= waiters.len() < before;
+            }
+        }
+        found
+    }
+
+    fn take_stashed(&mut self, pid: Pid) -> Option<Exit> {
+        let at = self.stash.iter().position(|(stashed, _)| *stashed == pid)?;
+        Some(self.stash.swap_remove(at).1)
+    }
+
+    /// After a change ended: removes the task if that was its end, else lets what waited have its turn.
+    fn go_on(&mut self, id: &TaskId, effects: &mut Effects) {
+        loop {
+            let Some(task) = self.tasks.get_mut(id) else { return };
+            if task.is_over() {
+                if let Some(task) = self.tasks.remove(id) {
+                    task.answer_the_rest(id, effects);
+                }
+                return;
+            }
+            let mut turn = Turn { id, calls: &mut self.calls, effects };
+            if !task.next_queued(&mut turn) {
+                return;
+            }
+        }
+    }
+}
+
+impl Task {
+    fn new(asker: Asker, call: CallId, shared_pids: bool) -> Self {
+        Self {
+            init: Init::new(),
+            execs: BTreeMap::new(),
+            running: Some(Running { op: Op::Create(CreateStep::Mount), asker, call: Some(call) }),
+            queue: VecDeque::new(),
+            shared_pids,
+            init_exit: None,
+        }
+    }
+
+    /// Set by the last step of a failed Create or of a Delete: nobody is busy with it and it never came to be.
+    fn is_over(&self) -> bool {
+        self.running.is_none() && self.init.state == InitState::Creating
+    }
+
+    /// Rule "an answer for each request".
+    fn answer_the_rest(self, id: &TaskId, effects: &mut Effects) {
+        let waiters = self.init.waiters.into_iter().chain(self.queue.into_iter().map(|r| r.asker));
+        let execs = self.execs.into_values();
+        let exec_askers = execs.flat_map(|e| {
+            e.waiters.into_iter().chain(e.queue.into_iter().map(|r| r.asker)).chain(e.busy.map(|(_, asker)| asker))
+        });
+        for asker in waiters.chain(exec_askers) {
+            effects.push(Effect::Reply(asker, Err(Refusal::NoTask(id.clone()))));
+        }
+    }
+
+    fn next_queued(&mut self, turn: &mut Turn<'_>) -> bool {
+        if self.running.is_none()
+            && let Some(request) = self.queue.pop_front()
+        {
+            self.request_init(request.asker, request.verb, turn);
+            return true;
+        }
+        let waiting = self.execs.iter_mut().find(|(_, e)| e.busy.is_none() && !e.queue.is_empty());
+        let Some(request) = waiting.and_then(|(_, exec)| exec.queue.pop_front()) else { return false };
+        if let ProcessId::Exec(exec) = request.process {
+            self.request_exec(request.asker, exec, request.verb, turn);
+        }
+        true
+    }
+
+    fn request_init(&mut self, asker: Asker, verb: Verb, turn: &mut Turn<'_>) {
+        match verb {
+            // Asking never waits. A task that is being created is not there yet.
+            _ if self.init.state == InitState::Creating && !changes(verb) => {
+                turn.reply(asker, Err(Refusal::NoTask(turn.id.clone())));
+            }
+            Verb::State => turn.reply(asker, Ok(Reply::State(turn.id.clone(), self.init.view()))),
+            Verb::Wait => match self.init.exit {
+                Some(exit) => turn.reply(asker, Ok(Reply::Exit(exit))),
+                None => self.init.waiters.push(asker),
+            },
+            Verb::Pids => self.pids(asker, turn),
+            Verb::Stats => turn.effects.push(Effect::ReadStats(asker, turn.id.clone())),
+            Verb::ResizePty { width, height } => turn.effects.push(Effect::Resize {
+                asker,
+                task: turn.id.clone(),
+                process: ProcessId::Init,
+                width,
+                height,
+            }),
+            Verb::CloseStdin => turn.effects.push(Effect::CloseStdin(asker, turn.id.clone(), ProcessId::Init)),
+            Verb::Attach => turn.effects.push(Effect::Attach(asker, turn.id.clone(), ProcessId::Init)),
+            Verb::ReopenLogs => turn.effects.push(Effect::ReopenLogs(asker, turn.id.clone())),
+            Verb::Exec => turn.reply(asker, Err(Refusal::Invalid("an exec needs an exec id".to_owned()))),
+            Verb::Checkpoint => turn.reply(
+                asker,
+                Err(Refusal::Unsupported(format!(
+                    "checkpoint of task {:?}: not supported by this shim yet",
+                    turn.id.0
+                ))),
+            ),
+            // Rule "one at a time".
+            _ if self.running.is_some() => {
+                self.queue.push_back(Request { asker, task: turn.id.clone(), process: ProcessId::Init, verb })
+            }
+            _ => match self.init.allows(verb).and_then(|()| self.not_dying(verb)) {
+                Ok(()) => self.begin_op(asker, verb, turn),
+                Err(refusal) => turn.reply(asker, Err(refusal)),
+            },
+        }
+    }
+
+    /// Between init's death and its announcement nothing but asking makes sense.
+    fn not_dying(&self, verb: Verb) -> Result<(), Refusal> {
+        match (self.init_exit, verb) {
+            (None, _) => Ok(()),
+            (Some(_), Verb::Kill { .. }) if self.init.state != InitState::Stopped => {
+                Err(Refusal::Finished(ProcessId::Init))
+            }
+            (Some(_), _) if self.init.state != InitState::Stopped => Err(self.init.refuse(verb)),
+            _ => Ok(()),
+        }
+    }
+
+    fn begin_op(&mut self, asker: Asker, verb: Verb, turn: &mut Turn<'_>) {
+        let (op, work) = match verb {
+            Verb::Start => {
+                self.init.state = InitState::Starting;
+                (Op::Start(None), Work::Start)
+            }
+            Verb::Kill { signal, all } => (Op::Kill, Work::Kill { signal, all }),
+            Verb::Pause => {
+                self.init.state = InitState::Pausing;
+                (Op::Pause, Work::Pause)
+            }
+            Verb::Resume => (Op::Resume, Work::Resume),
+            Verb::Update => (Op::Update, Work::Update),
+            Verb::Delete if self.init.state == InitState::Created => {
+                (Op::Delete(DeleteStep::Runtime), Work::Delete { force: true })
+            }
+            Verb::Delete => (Op::Delete(DeleteStep::Drain), Work::Drain(ProcessId::Init)),
+            _ => return,
+        };
+        let call = turn.begin(&ProcessId::Init, work, Some(asker));
+        self.running = Some(Running { op, asker, call: Some(call) });
+    }
+
+    /// `Pids` names a stopped init until it is deleted: an empty answer makes containerd ≥ 1.7 reap the shim as leaked
+    /// when it restarts, and lose the exit status.
+    fn pids(&self, asker: Asker, turn: &mut Turn<'_>) {
+        let mut known = vec![KnownProcess { pid: self.init.pid, exec_id: None }];
+        if self.init.state == InitState::Stopped {
+            turn.reply(asker, Ok(Reply::Pids(known)));
+            return;
+        }
+        let live = self.execs.iter().filter(|(_, e)| e.state == ExecState::Running);
+        known.extend(live.map(|(id, e)| KnownProcess { pid: e.pid, exec_id: Some(id.0.clone()) }));
+        turn.effects.push(Effect::ReadPids { asker, task: turn.id.clone(), known });
+    }
+
+    fn request_exec(&mut self, asker: Asker, exec_id: ExecId, verb: Verb, turn: &mut Turn<'_>) {
+        let process = ProcessId::Exec(exec_id);
+        let ProcessId::Exec(exec_id) = &process else { return };
+        if self.init.state == InitState::Creating {
+            turn.reply(asker, Err(Refusal::NoTask(turn.id.clone())));
+            return;
+        }
+        if verb == Verb::Exec {
+            let answer = self.add_exec(turn.id, exec_id);
+            let added = answer.is_ok();
+            if added {
+                turn.effects.push(Effect::Adopt(asker, turn.id.clone(), process.clone()));
+            }
+            turn.reply(asker, answer.map(|()| Reply::Empty));
+            if added {
+                turn.publish(Event::ExecAdded { process });
+            }
+            return;
+        }
+        let status = self.init.view().status;
+        let Some(exec) = self.execs.get_mut(exec_id) else {
+            turn.reply(asker, Err(Refusal::NoProcess(turn.id.clone(), process)));
+            return;
+        };
+        match verb {
+            Verb::State => {
+                let view = exec.view(&process, status);
+                turn.reply(asker, Ok(Reply::State(turn.id.clone(), view)));
+            }
+            Verb::Wait => match exec.exit {
+                Some(exit) => turn.reply(asker, Ok(Reply::Exit(exit))),
+                None => exec.waiters.push(asker),
+            },
+            Verb::CloseStdin => turn.effects.push(Effect::CloseStdin(asker, turn.id.clone(), process)),
+            Verb::Attach => turn.effects.push(Effect::Attach(asker, turn.id.clone(), process)),
+            Verb::Start | Verb::Kill { .. } | Verb::Delete if exec.busy.is_some() => {
+                exec.queue.push_back(Request { asker, task: turn.id.clone(), process, verb });
+            }
+            Verb::Start | Verb::Kill { .. } | Verb::Delete | Verb::ResizePty { .. } => {
+                match exec.allows(&process, verb) {
+                    Ok(()) => self.change_exec(asker, &process, verb, turn),
+                    Err(refusal) => turn.reply(asker, Err(refusal)),
+                }
+            }
+            _ => {
+                let text = format!("cannot {} {process}: only the whole task can be asked that", verb.name());
+                turn.reply(asker, Err(Refusal::Invalid(text)));
+            }
+        }
+    }
+
+    fn change_exec(&mut self, asker: Asker, process: &ProcessId, verb: Verb, turn: &mut Turn<'_>) {
+        let may_start = self.may_start_exec();
+        let ProcessId::Exec(exec_id) = process else { return };
+        let Some(exec) = self.execs.get_mut(exec_id) else { return };
+        match verb {
+            Verb::Start => match may_start {
+                Ok(()) => {
+                    exec.state = ExecState::Starting;
+                    let call = turn.begin(process, Work::ExecStart(process.clone()), Some(asker));
+                    exec.busy = Some((call, asker));
+                }
+                Err(None) => turn.reply(asker, Err(Refusal::InitExited(turn.id.clone()))),
+                Err(Some(refusal)) => turn.reply(asker, Err(refusal)),
+            },
+            Verb::Kill { signal, .. } => turn.effects.push(Effect::Signal { asker, pid: exec.pid, signal }),
+            Verb::Delete => {
+                let call = turn.begin(process, Work::Drain(process.clone()), Some(asker));
+                exec.busy = Some((call, asker));
+            }
+            Verb::ResizePty { width, height } => turn.effects.push(Effect::Resize {
+                asker,
+                task: turn.id.clone(),
+                process: process.clone(),
+                width,
+                height,
+            }),
+            _ => {}
+        }
+    }
+
+    /// `Err(None)`: init has exited.
+    fn may_start_exec(&self) -> Result<(), Option<Refusal>> {
+        match self.init.state {
+            _ if self.init_exit.is_some() => Err(None),
+            InitState::Stopped => Err(None),
+            InitState::Pausing | InitState::Paused => Err(Some(self.init.refuse(Verb::Exec))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The id is reserved here, at once, so that two requests can't both have it.
+    fn add_exec(&mut self, task: &TaskId, exec_id: &ExecId) -> Result<(), Refusal> {
+        let process = ProcessId::Exec(exec_id.clone());
+        self.may_start_exec().map_err(|refusal| {
+            refusal.unwrap_or(Refusal::WrongState { verb: "exec in", process: ProcessId::Init, state: "stopped" })
+        })?;
+        if self.execs.contains_key(exec_id) {
+            return Err(Refusal::ProcessExists(task.clone(), process));
+        }
+        self.execs.insert(exec_id.clone(), Exec::new());
+        Ok(())
+    }
+
+    /// Whether the pid was one of ours.
+    fn exited(&mut self, pid: Pid, exit: Exit, turn: &mut Turn<'_>) -> bool {
+        if pid == self.init.pid && self.init_exit.is_none() && self.init.state != InitState::Creating {
+            match &mut self.running {
+                Some(Running { op: Op::Start(early @ None), .. }) => *early = Some(exit),
+                _ => self.init_reaped(exit, turn),
+            }
+            return true;
+        }
+        let of_exec = |e: &Exec| e.pid == pid && e.state == ExecState::Running;
+        let Some(id) = self.execs.iter().find(|(_, e)| of_exec(e)).map(|(id, _)| id.clone()) else { return false };
+        self.exec_reaped(&id, exit, turn);
+        true
+    }
+
+    fn init_reaped(&mut self, exit: Exit, turn: &mut Turn<'_>) {
+        self.init_exit = Some(exit);
+        if matches!(self.init.state, InitState::Pausing | InitState::Paused) {
+            // What is left of a frozen container could neither end nor be deleted.
+            turn.begin(&ProcessId::Init, Work::Resume, None);
+        }
+        if self.shared_pids {
+            // No pid namespace ends the others with it.
+            turn.begin(&ProcessId::Init, Work::Kill { signal: 9, all: true }, None);
+        }
+        self.announce_init_exit_if_last(turn);
+    }
+
+    fn announce_init_exit_if_last(&mut self, turn: &mut Turn<'_>) {
+        let Some(exit) = self.init_exit else { return };
+        if self.init.state == InitState::Stopped || self.execs.values().any(Exec::is_live) {
+            return;
+        }
+        self.init.state = InitState::Stopped;
+        self.init.exit = Some(exit);
+        turn.effects.push(Effect::OutputEnds(turn.id.clone(), ProcessId::Init));
+        turn.save();
+        turn.publish(Event::Exited { process: ProcessId::Init, pid: self.init.pid, exit });
+        for asker in std::mem::take(&mut self.init.waiters) {
+            turn.reply(asker, Ok(Reply::Exit(exit)));
+        }
+        if let Some(Running { op: Op::Delete(step @ DeleteStep::AwaitExit), asker, call }) = &mut self.running {
+            *step = DeleteStep::Unmount;
+            *call = Some(turn.begin(&ProcessId::Init, Work::Unmount, Some(*asker)));
+        }
+    }
+
+    fn exec_reaped(&mut self, id: &ExecId, exit: Exit, turn: &mut Turn<'_>) {
+        let Some(exec) = self.execs.get_mut(id) else { return };
+        let process = ProcessId::Exec(id.clone());
+        exec.state = ExecState::Stopped;
+        exec.exit = Some(exit);
+        let (pid, waiters) = (exec.pid, std::mem::take(&mut exec.waiters));
+        turn.effects.push(Effect::OutputEnds(turn.id.clone(), process.clone()));
+        turn.save();
+        turn.publish(Event::Exited { process, pid, exit });
+        for asker in waiters {
+            turn.reply(asker, Ok(Reply::Exit(exit)));
+        }
+        self.announce_init_exit_if_last(turn);
+    }
+
+    fn exec_done(&mut self, call: CallId, id: &ExecId, outcome: Outcome, early: Option<Exit>, turn: &mut Turn<'_>) {
+        let Some(exec) = self.execs.get_mut(id) else { return };
+        let Some((_, asker)) = exec.busy.take_if(|(busy, _)| *busy == call) else { return };
+        let process = ProcessId::Exec(id.clone());
+        if exec.state != ExecState::Starting {
+            self.exec_drained(asker, id, turn);
+            return;
+        }
+        match outcome {
+            Ok(pid) => {
+                exec.state = ExecState::Running;
+                exec.pid = pid.unwrap_or(0);
+                let pid = exec.pid;
+                turn.save();
+                turn.publish(Event::ExecStarted { process, pid });
+                turn.reply(asker, Ok(Reply::Pid(pid)));
+                if let Some(exit) = early {
+                    self.exec_reaped(id, exit, turn);
+                }
+            }
+            Err(failure) => {
+                exec.state = ExecState::Created;
+                turn.effects.push(Effect::OutputEnds(turn.id.clone(), process.clone()));
+                turn.reply(asker, Err(Refusal::Failed(failure)));
+                for asker in std::mem::take(&mut exec.waiters) {
+                    turn.reply(asker, Err(Refusal::StartFailed(process.clone())));
+                }
+                self.announce_init_exit_if_last(turn);
+            }
+        }
+    }
+
+    /// The last step of an exec's Delete: the id is free again.
+    fn exec_drained(&mut self, asker: Asker, id: &ExecId, turn: &mut Turn<'_>) {
+        let Some(exec) = self.execs.remove(id) else { return };
+        let process = ProcessId::Exec(id.clone());
+        turn.effects.push(Effect::Release(turn.id.clone(), process.clone()));
+        turn.save();
+        turn.reply(asker, Ok(Reply::Deleted(exec.pid, exec.exit.unwrap_or(NEVER_STARTED))));
+        for asker in exec.waiters.into_iter().chain(exec.queue.into_iter().map(|r| r.asker)) {
+            turn.reply(asker, Err(Refusal::NoProcess(turn.id.clone(), process.clone())));
+        }
+    }
+
+    fn init_done(&mut self, call: CallId, outcome: Outcome, early: Option<Exit>, turn: &mut Turn<'_>) {
+        // An errand of the shim's own: its failure was logged by the driver.
+        let Some(Running { op, asker, .. }) = self.running.take_if(|r| r.call == Some(call)) else { return };
+        match op {
+            Op::Create(step) => self.create_done(step, asker, outcome, early, turn),
+            Op::Start(early) => self.start_done(asker, outcome, early, turn),
+            Op::Delete(step) => self.delete_done(step, asker, outcome, turn),
+            Op::Kill | Op::Update => turn.reply(asker, empty(outcome)),
+            Op::Pause => self.freezer_done(asker, outcome, InitState::Pausing, InitState::Paused, turn),
+            Op::Resume => self.freezer_done(asker, outcome, InitState::Paused, InitState::Running, turn),
+        }
+    }
+
+    fn step(&mut self, op: Op, asker: Asker, work: Work, turn: &mut Turn<'_>) {
+        let call = turn.begin(&ProcessId::Init, work, Some(asker));
+        self.running = Some(Running { op, asker, call: Some(call) });
+    }
+
+    fn create_done(
+        &mut self,
+        step: CreateStep,
+        asker: Asker,
+        outcome: Outcome,
+        early: Option<Exit>,
+        turn: &mut Turn<'_>,
+    ) {
+        match (step, outcome) {
+            (CreateStep::Mount, Ok(_)) => self.step(Op::Create(CreateStep::Runtime), asker, Work::Create, turn),
+            // What failed to mount has unmounted what it had mounted.
+            (CreateStep::Mount, Err(failure)) => self.create_failed(asker, failure, turn),
+            (CreateStep::Runtime, Ok(pid)) => {
+                self.init.state = InitState::Created;
+                self.init.pid = pid.unwrap_or(0);
+                turn.save();
+                turn.publish(Event::Created { pid: self.init.pid });
+                turn.reply(asker, Ok(Reply::Pid(self.init.pid)));
+                if let Some(exit) = early {
+                    self.init_reaped(exit, turn);
+                }
+            }
+            (CreateStep::Runtime, Err(failure)) => {
+                self.step(Op::Create(CreateStep::UndoRuntime(failure)), asker, Work::Delete { force: true }, turn);
+            }
+            // A clean-up that fails is logged by the driver and never hides the first failure.
+            (CreateStep::UndoRuntime(failure), _) => {
+                self.step(Op::Create(CreateStep::UndoMount(failure)), asker, Work::Unmount, turn);
+            }
+            (CreateStep::UndoMount(failure), _) => self.create_failed(asker, failure, turn),
+        }
+    }
+
+    fn create_failed(&mut self, asker: Asker, failure: Failure, turn: &mut Turn<'_>) {
+        turn.effects.push(Effect::Release(turn.id.clone(), ProcessId::Init));
+        turn.effects.push(Effect::Forget(turn.id.clone()));
+        turn.reply(asker, Err(Refusal::Failed(failure)));
+    }
+
+    fn start_done(&mut self, asker: Asker, outcome: Outcome, early: Option<Exit>, turn: &mut Turn<'_>) {
+        match outcome {
+            Ok(_) => {
+                self.init.state = InitState::Running;
+                turn.save();
+                turn.publish(Event::Started { pid: self.init.pid });
+                turn.reply(asker, Ok(Reply::Pid(self.init.pid)));
+            }
+            Err(failure) => {
+                self.init.state = InitState::Created;
+                turn.reply(asker, Err(Refusal::Failed(failure)));
+            }
+        }
+        if let Some(exit) = early {
+            self.init_reaped(exit, turn);
+        }
+    }
+
+    fn freezer_done(&mut self, asker: Asker, outcome: Outcome, from: InitState, to: InitState, turn: &mut Turn<'_>) {
+        if self.init.state == from {
+            // A failed pause leaves it running, a failed resume leaves it paused.
+            let failed = if from == InitState::Pausing { InitState::Running } else { from };
+            self.init.state = if outcome.is_ok() { to } else { failed };
+            if outcome.is_ok() {
+                turn.save();
+                turn.publish(if to == InitState::Paused { Event::Paused } else { Event::Resumed });
+            }
+        }
+        turn.reply(asker, empty(outcome));
+    }
+
+    fn delete_done(&mut self, step: DeleteStep, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {
+        match (step, outcome) {
+            (DeleteStep::Drain, _) => {
+                self.step(Op::Delete(DeleteStep::Runtime), asker, Work::Delete { force: false }, turn);
+            }
+            (DeleteStep::Runtime, Err(failure)) if failure.kind != FailureKind::NotFound => {
+                turn.reply(asker, Err(Refusal::Failed(failure)));
+            }
+            (DeleteStep::Runtime, _) if self.init.state != InitState::Stopped => {
+                self.running = Some(Running { op: Op::Delete(DeleteStep::AwaitExit), asker, call: None });
+            }
+            (DeleteStep::Runtime, _) => self.step(Op::Delete(DeleteStep::Unmount), asker, Work::Unmount, turn),
+            (DeleteStep::Unmount, Err(failure)) => turn.reply(asker, Err(Refusal::Failed(failure))),
+            (DeleteStep::Unmount, Ok(_)) => self.deleted(asker, turn),
+            (DeleteStep::AwaitExit, _) => {}
+        }
+    }
+
+    fn deleted(&mut self, asker: Asker, turn: &mut Turn<'_>) {
+        let pid = self.init.pid;
+        let exit = self.init.exit.unwrap_or(NEVER_STARTED);
+        for id in self.execs.keys() {
+            turn.effects.push(Effect::Release(turn.id.clone(), ProcessId::Exec(id.clone())));
+        }
+        turn.effects.push(Effect::Release(turn.id.clone(), ProcessId::Init));
+        turn.effects.push(Effect::Forget(turn.id.clone()));
+        turn.publish(Event::Deleted { pid, exit });
+        turn.reply(asker, Ok(Reply::Deleted(pid, exit)));
+        // See `is_over`.
+        self.init.state = InitState::Creating;
+    }
+}
+
+/// What Delete answers for an exec that was never started.
+const NEVER_STARTED: Exit = Exit { status: super::ExitStatus::NONE, at_unix_ns: 0 };
+
+fn empty(outcome: Outcome) -> Result<Reply, Refusal> {
+    outcome.map(|_| Reply::Empty).map_err(Refusal::Failed)
+}
+
+/// Whether a verb changes a process, and so waits for its turn.
+fn changes(verb: Verb) -> bool {
+    matches!(
+        verb,
+        Verb::Start | Verb::Kill { .. } | Verb::Delete | Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint
+    )
+}

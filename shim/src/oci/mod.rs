@@ -1,0 +1,6 @@
+//! The OCI runtime: what it is asked, how it is run, what its answers mean.
+
+pub mod command;
+pub mod log;
+pub mod runner;
+pub mod spec;

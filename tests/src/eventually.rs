@@ -1,0 +1,40 @@
+//! Waiting for a condition: with a deadline, and with the last thing seen in the complaint.
+
+use std::fmt::Debug;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take before a test gives up. Generous: it only ever passes when something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a condition is looked at. Conditions that can be waited for properly (a socket, a FIFO) are, elsewhere.
+const GLANCE: Duration = Duration::from_millis(2);
+
+/// Waits until `look` gives `Ok` and returns its value.
+///
+/// # Panics
+/// After [`PATIENCE`], with `what` and the last `Err`.
+#[track_caller]
+pub fn eventually<T, E: Debug>(what: &str, look: impl FnMut() -> Result<T, E>) -> T {
+    match within(PATIENCE, look) {
+        Ok(value) => value,
+        Err(seen) => panic!("{what}: not within {PATIENCE:?}; last seen: {seen:?}"),
+    }
+}
+
+/// As [`eventually`] with a deadline of its own, and the last `Err` returned.
+pub fn within<T, E>(deadline: Duration, mut look: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let end = Instant::now() + deadline;
+    loop {
+        match look() {
+            Ok(value) => return Ok(value),
+            Err(seen) if Instant::now() >= end => return Err(seen),
+            Err(_) => thread::sleep(GLANCE),
+        }
+    }
+}
+
+/// Turns a plain condition into what [`eventually`] takes.
+pub fn holds(condition: bool) -> Result<(), &'static str> {
+    if condition { Ok(()) } else { Err("the condition does not hold") }
+}

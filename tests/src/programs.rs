@@ -1,0 +1,52 @@
+//! Where the programs are: ours in `bin/`, those of others in `target/peers/bin/`.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The root of the working tree.
+pub fn repository() -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.parent().expect("the crate lies in the working tree").to_owned()
+}
+
+/// The directory of the programs under test: `HOLDFAST_BIN_DIR`, else `bin/`.
+pub fn bin_dir() -> PathBuf {
+    env::var_os("HOLDFAST_BIN_DIR").map_or_else(|| repository().join("bin"), PathBuf::from)
+}
+
+/// One of the programs under test.
+///
+/// # Panics
+/// If it was not built.
+pub fn ours(name: &str) -> PathBuf {
+    let path = bin_dir().join(name);
+    assert!(path.exists(), "{} is missing: run `make build` first", path.display());
+    path
+}
+
+/// The shim under test: `HOLDFAST_SHIM`, else ours.
+pub fn shim() -> PathBuf {
+    env::var_os("HOLDFAST_SHIM").map_or_else(|| ours("containerd-shim-holdfast-v2"), PathBuf::from)
+}
+
+/// The directory of the peers: `HOLDFAST_PEERS_DIR`, else `target/peers`, with a folder `bin` in it.
+pub fn peers_dir() -> PathBuf {
+    env::var_os("HOLDFAST_PEERS_DIR").map_or_else(|| repository().join("target/peers"), PathBuf::from).join("bin")
+}
+
+/// A peer, if `tests/peers.sh` could provide it.
+pub fn peer(name: &str) -> Option<PathBuf> {
+    let path = peers_dir().join(name);
+    path.exists().then_some(path)
+}
+
+/// A program of this crate, built beside the test that asks.
+///
+/// # Panics
+/// If it was not built; cargo builds the programs of a package before its integration tests.
+pub fn test_program(name: &str) -> PathBuf {
+    let own = env::current_exe().expect("a test knows its own path");
+    // target/PROFILE/deps/TEST or target/PROFILE/PROGRAM
+    let dir = own.ancestors().skip(1).find(|d| d.join(name).exists());
+    dir.unwrap_or_else(|| panic!("no program {name} beside {}", own.display())).join(name)
+}

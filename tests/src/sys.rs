@@ -1,0 +1,25 @@
+//! The unsafe that no wrapper covers.
+#![allow(unsafe_code)]
+
+use nix::unistd::{ForkResult, fork};
+
+/// Runs `child` in a forked process, which ends after it, and returns that process's pid to the parent.
+///
+/// For programs with a single thread only (the fake runtime): the child then may do whatever the parent may.
+///
+/// # Errors
+/// As fork(2).
+///
+/// # Panics
+/// If the process has more than one thread.
+pub fn fork_child(child: impl FnOnce()) -> nix::Result<nix::unistd::Pid> {
+    assert_eq!(crate::process::threads(std::process::id()), Some(1), "fork wants a single thread");
+    // SAFETY: with one thread no lock can be held by a thread that the child lacks; asserted above.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            child();
+            std::process::exit(0)
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Ring 2 in one value: a scene with a fake containerd and a fake runtime in it.
+
+use crate::{Bundle, FakeContainerd, FakeRuntime, Launch, Scene, Shim};
+
+/// The scene comes last, so that it is dropped last.
+#[derive(Debug)]
+pub struct FakeWorld {
+    /// What the shim takes for runc.
+    pub runtime: FakeRuntime,
+    /// What takes its events.
+    pub containerd: FakeContainerd,
+    /// Where it all happens.
+    pub scene: Scene,
+}
+
+impl FakeWorld {
+    /// All in place, all well-behaved.
+    pub fn new() -> Self {
+        let scene = Scene::new();
+        Self { runtime: FakeRuntime::new(&scene), containerd: FakeContainerd::start(&scene), scene }
+    }
+
+    /// A bundle that runs `args`.
+    pub fn bundle(&self, args: &[&str]) -> Bundle {
+        Bundle::plain(&self.scene, args)
+    }
+
+    /// A bundle that runs a shell script.
+    pub fn script(&self, script: &str) -> Bundle {
+        self.bundle(&["/bin/sh", "-c", script])
+    }
+
+    /// A bundle whose process runs until it is killed.
+    pub fn sleeper(&self) -> Bundle {
+        self.bundle(&["/bin/sleep", "1000"])
+    }
+
+    /// How a shim for `bundle` is started.
+    pub fn launch(&self, bundle: &Bundle) -> Launch<'_> {
+        Launch::new(&self.scene, bundle).fake(&self.runtime)
+    }
+
+    /// A running shim for `bundle`, with no container yet.
+    #[track_caller]
+    pub fn start(&self, bundle: &Bundle) -> Shim {
+        self.launch(bundle).start()
+    }
+}
+
+impl Default for FakeWorld {
+    fn default() -> Self {
+        Self::new()
+    }
+}

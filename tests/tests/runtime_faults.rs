@@ -1,0 +1,340 @@
+//! Ring 2: an OCI runtime that fails, hangs, is missing or lies. Each time: one clear error, and nothing left over.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use containerd_shim_protos::api::{Empty, StateResponse};
+use holdfast_tests::fake_runtime::Behaviour;
+use holdfast_tests::process::ChildProcess;
+use holdfast_tests::shim::{NAMESPACE, Status, TASK};
+use holdfast_tests::wire::{CallError, Code};
+use holdfast_tests::{Bundle, FakeWorld, Launch, Shim, Stdio, eventually, process};
+
+/// The processes of the scene other than the shim.
+fn others(world: &FakeWorld, shim: &Shim) -> Vec<u32> {
+    process::marked(world.scene.id()).into_iter().filter(|p| *p != shim.process().pid()).collect()
+}
+
+/// After a failed Create: no process, no state of the runtime, no container; and the shim is as good as new.
+#[track_caller]
+fn assert_nothing_left(world: &FakeWorld, bundle: &Bundle, shim: &mut Shim) {
+    eventually("no process should be left", || {
+        let left = others(world, shim);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    let state = world.scene.path(format!("oci/{NAMESPACE}/{}", bundle.id()));
+    assert!(!state.exists(), "{} is left", state.display());
+    assert_eq!(shim.state("").unwrap_err().code(), Code::NOT_FOUND);
+    assert_eq!(world.containerd.story(bundle.id()), Vec::<String>::new());
+}
+
+#[track_caller]
+fn assert_failed(result: Result<impl std::fmt::Debug, CallError>, operation: &str, text: &str) {
+    let refusal = result.unwrap_err();
+    assert_eq!(refusal.code(), Code::UNKNOWN, "{refusal:?}");
+    let expected = format!("OCI runtime {operation} failed: ");
+    assert!(refusal.message().contains(&expected), "{expected:?} in {refusal:?}");
+    assert!(refusal.message().contains(text), "{text:?} in {refusal:?}");
+}
+
+/// With a deadline that a test can wait for.
+fn hasty<'a>(world: &'a FakeWorld, bundle: &Bundle) -> Launch<'a> {
+    world.launch(bundle).env("HOLDFAST_RUNTIME_TIMEOUT_MS", "400")
+}
+
+#[test]
+fn a_failed_create_says_why_and_can_be_repeated() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    world.runtime.on("create", Behaviour::Fail("the moon is in the wrong quarter".into()));
+    for _ in 0..2 {
+        assert_failed(shim.create(&Stdio::none()), "create", "the moon is in the wrong quarter");
+        assert_nothing_left(&world, &bundle, &mut shim);
+    }
+    world.runtime.clear("create");
+    shim.run(&Stdio::none());
+    shim.discard();
+}
+
+#[test]
+fn a_failure_without_a_log_line_gives_what_the_runtime_printed() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    world.runtime.on("create", Behaviour::FailWithoutLog("a last cry".into()));
+    assert_failed(shim.create(&Stdio::none()), "create", "a last cry");
+    assert_nothing_left(&world, &bundle, &mut shim);
+    shim.shutdown();
+}
+
+#[test]
+fn the_phrases_that_docker_looks_for_come_through() {
+    let world = FakeWorld::new();
+    let bundle = world.bundle(&["no-such-program-anywhere"]);
+    let mut shim = world.start(&bundle);
+    assert_failed(shim.create(&Stdio::none()), "create", "executable file not found in $PATH");
+    assert_nothing_left(&world, &bundle, &mut shim);
+    shim.shutdown();
+}
+
+#[test]
+fn a_create_that_fails_after_it_made_the_process_leaves_no_process() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    world.runtime.on("create", Behaviour::FailAfterwards("too late".into()));
+    assert_failed(shim.create(&Stdio::none()), "create", "too late");
+    assert_nothing_left(&world, &bundle, &mut shim);
+    shim.shutdown();
+}
+
+#[test]
+fn a_create_without_a_pid_file_fails_and_leaves_no_process() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    world.runtime.on("create", Behaviour::NoPidFile);
+    let refusal = shim.create(&Stdio::none()).unwrap_err();
+    assert!(refusal.message().contains("init.pid"), "{refusal:?}");
+    assert_ne!(refusal.code(), Code::NOT_FOUND);
+    assert_nothing_left(&world, &bundle, &mut shim);
+    shim.shutdown();
+}
+
+#[test]
+fn a_pid_file_of_an_earlier_try_is_not_believed() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let bystander = ChildProcess::spawn(Command::new("/bin/sleep").arg("1000"));
+    fs::write(bundle.path("init.pid"), bystander.pid().to_string()).unwrap();
+    world.runtime.on("create", Behaviour::DoNothing);
+    shim.create(&Stdio::none()).unwrap_err();
+    assert!(process::is_alive(bystander.pid()));
+    assert_nothing_left(&world, &bundle, &mut shim);
+    shim.shutdown();
+}
+
+#[test]
+fn a_create_that_hangs_is_ended_by_its_deadline() {
+    for behaviour in [Behaviour::Hang, Behaviour::HangAfterwards] {
+        let world = FakeWorld::new();
+        let bundle = world.sleeper();
+        let mut shim = hasty(&world, &bundle).start();
+        world.runtime.on("create", behaviour);
+        let refusal = shim.create(&Stdio::none()).unwrap_err();
+        assert!(matches!(refusal.code(), Code::DEADLINE_EXCEEDED | Code::UNKNOWN), "{refusal:?}");
+        assert!(refusal.message().contains("create"), "{refusal:?}");
+        assert_nothing_left(&world, &bundle, &mut shim);
+        world.runtime.clear("create");
+        shim.run(&Stdio::none());
+        shim.discard();
+    }
+}
+
+#[test]
+fn a_start_that_hangs_is_ended_by_its_deadline_and_holds_up_nothing() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = hasty(&world, &bundle).start();
+    shim.create(&Stdio::none()).unwrap();
+    world.runtime.on("start", Behaviour::Hang);
+    let refusal = shim.start("").unwrap_err();
+    assert!(refusal.message().contains("start"), "{refusal:?}");
+    assert_eq!(shim.status(""), Status::CREATED);
+    world.runtime.clear("start");
+    shim.delete("").unwrap();
+    eventually("no process should be left", || {
+        let left = others(&world, &shim);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    shim.shutdown();
+}
+
+#[test]
+fn an_exec_that_hangs_is_ended_by_its_deadline() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = hasty(&world, &bundle).start();
+    let init = shim.run(&Stdio::none());
+    world.runtime.on("exec", Behaviour::Hang);
+    shim.exec("e", &["/bin/true"], &Stdio::none()).unwrap();
+    let refusal = shim.start("e").unwrap_err();
+    assert!(refusal.message().contains("exec"), "{refusal:?}");
+    shim.delete("e").unwrap();
+    assert_eq!(shim.status(""), Status::RUNNING);
+    eventually("only init should be left", || {
+        let left = others(&world, &shim);
+        if left == [init] { Ok(()) } else { Err(left) }
+    });
+    shim.discard();
+}
+
+#[test]
+fn a_missing_runtime_is_named() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = Launch::new(&world.scene, &bundle).runtime(Path::new("/no/such/runtime")).start();
+    let refusal = shim.create(&Stdio::none()).unwrap_err();
+    assert!(refusal.message().contains("/no/such/runtime"), "{refusal:?}");
+    assert_ne!(refusal.code(), Code::NOT_FOUND, "the container is not what is missing");
+    assert_nothing_left(&world, &bundle, &mut shim);
+    shim.shutdown();
+}
+
+#[test]
+fn a_failed_start_leaves_the_container_created() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.create(&Stdio::none()).unwrap();
+    world.runtime.on("start", Behaviour::Fail("not today".into()));
+    assert_failed(shim.start(""), "start", "not today");
+    assert_eq!(shim.status(""), Status::CREATED);
+    assert_eq!(world.containerd.wait_for(bundle.id(), "create"), ["create"]);
+    world.runtime.clear("start");
+    shim.start("").unwrap();
+    shim.discard();
+}
+
+#[test]
+fn a_failed_exec_says_why() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    world.runtime.on("exec", Behaviour::Fail("no room".into()));
+    let stdio = Stdio::output(&world.scene, "e");
+    let (stdout, _stderr) = stdio.readers();
+    shim.exec("e", &["/bin/true"], &stdio).unwrap();
+    assert_failed(shim.start("e"), "exec", "no room");
+    shim.delete("e").unwrap();
+    drop(stdout);
+    assert_eq!(shim.status(""), Status::RUNNING);
+    shim.discard();
+}
+
+#[test]
+fn errors_of_calls_at_the_same_time_are_not_mixed_up() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    let programs = ["/no/such/a", "/no/such/b", "/no/such/c", "/no/such/d"];
+    let mut starts = Vec::new();
+    for (n, program) in programs.iter().enumerate() {
+        let exec = format!("e{n}");
+        shim.exec(&exec, &[program], &Stdio::none()).unwrap();
+        let request =
+            containerd_shim_protos::api::StartRequest { id: bundle.id().into(), exec_id: exec, ..Default::default() };
+        starts.push((shim.connection.begin(TASK, "Start", &request), program));
+    }
+    for (id, program) in starts {
+        let refusal = shim.connection.finish::<Empty>(id).unwrap_err();
+        assert!(refusal.message().contains(*program), "{program}: {refusal:?}");
+    }
+    shim.discard();
+}
+
+#[test]
+fn a_failed_kill_says_why_and_changes_nothing() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    world.runtime.on("kill", Behaviour::Fail("it would not".into()));
+    let refusal = shim.kill("", 9).unwrap_err();
+    assert!(refusal.message().contains("it would not"), "{refusal:?}");
+    assert_eq!(shim.status(""), Status::RUNNING);
+    // These mean that there is nobody to signal.
+    for phrase in ["container not running", "process already finished", "No such process", "container does not exist"] {
+        world.runtime.on("kill", Behaviour::Fail(phrase.into()));
+        assert_eq!(shim.kill("", 9).unwrap_err().code(), Code::NOT_FOUND, "{phrase}");
+    }
+    world.runtime.clear("kill");
+    shim.discard();
+}
+
+#[test]
+fn a_failed_delete_can_be_repeated() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    shim.kill("", 9).unwrap();
+    shim.wait("").unwrap();
+    world.runtime.on("delete", Behaviour::Fail("device or resource busy".into()));
+    assert_failed(shim.delete(""), "delete", "device or resource busy");
+    assert_eq!(shim.status(""), Status::STOPPED);
+    world.runtime.clear("delete");
+    assert_eq!(shim.delete("").unwrap().exit_status, 137);
+    shim.shutdown();
+}
+
+#[test]
+fn a_container_that_the_runtime_has_forgotten_can_be_deleted() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    shim.kill("", 9).unwrap();
+    shim.wait("").unwrap();
+    fs::remove_dir_all(world.scene.path(format!("oci/{NAMESPACE}/{}", bundle.id()))).unwrap();
+    assert_eq!(shim.delete("").unwrap().exit_status, 137);
+    shim.shutdown();
+}
+
+#[test]
+fn failed_pause_resume_and_update_say_why() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    for command in ["pause", "resume", "update"] {
+        world.runtime.on(command, Behaviour::Fail(format!("no {command}")));
+    }
+    assert_failed(shim.pause(), "pause", "no pause");
+    assert_eq!(shim.status(""), Status::RUNNING);
+    assert_failed(shim.update(&serde_json::json!({})), "update", "no update");
+    world.runtime.clear("pause");
+    shim.pause().unwrap();
+    assert_failed(shim.resume(), "resume", "no resume");
+    assert_eq!(shim.status(""), Status::PAUSED);
+    world.runtime.clear("resume");
+    shim.resume().unwrap();
+    shim.discard();
+}
+
+#[test]
+fn state_and_wait_answer_while_the_runtime_hangs() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = hasty(&world, &bundle).start();
+    shim.run(&Stdio::none());
+    world.runtime.on("pause", Behaviour::Hang);
+    let pause = containerd_shim_protos::api::PauseRequest { id: bundle.id().into(), ..Default::default() };
+    let pause = shim.connection.begin(TASK, "Pause", &pause);
+    let request = containerd_shim_protos::api::StateRequest { id: bundle.id().into(), ..Default::default() };
+    let state = shim.connection.begin(TASK, "State", &request);
+    let _: StateResponse = shim.connection.finish(state).unwrap();
+    let refusal = shim.connection.finish::<Empty>(pause).unwrap_err();
+    assert!(refusal.message().contains("pause"), "{refusal:?}");
+    world.runtime.clear("pause");
+    assert_eq!(shim.status(""), Status::RUNNING);
+    shim.discard();
+}
+
+#[test]
+fn a_delete_command_whose_runtime_is_missing_still_ends_the_container() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let container = holdfast_tests::Process::of(shim.run(&Stdio::none()));
+    shim.process().kill();
+    fs::remove_file(world.runtime.program()).unwrap();
+    world.launch(&bundle).run_delete();
+    container.wait_gone();
+}
