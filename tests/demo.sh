@@ -10,6 +10,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 bin=${HOLDFAST_BIN_DIR:-$here/bin}
+peers=$here/target/peers/bin
 counter=${COUNTER:?the static program counter, as make demo gives it}
 [ "$(id -u)" = 0 ] || { echo "demo: needs root, to make a container" >&2; exit 1; }
 
@@ -30,7 +31,7 @@ indent() { sed 's/^/    /'; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 
 # Shows a command as it would be typed, then runs it.
-show() { printf '  $ %s\n' "$*"; "$@" 2>&1 | indent; }
+show() { printf '  $ %s\n' "${*//$peers\//}"; "$@" 2>&1 | indent; }
 
 # Field N of /proc/PID/stat, counted behind the name: 1 state, 2 parent, 20 start time.
 field() {
@@ -107,13 +108,14 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 start_holdfastd() {
-    holdfastd >>"$work/holdfastd.log" 2>&1 &
+    # A session of its own: ctrl-c is for this script, which then cleans up with its help.
+    setsid holdfastd >>"$work/holdfastd.log" 2>&1 &
     daemon=$!
     until_ok "holdfastd answers" timeout 2 holdfast info
 }
 
 start_containerd() {
-    PATH=$bin:$peers:$PATH "$peers/containerd" --config "$work/containerd.toml" >>"$work/containerd.log" 2>&1 &
+    PATH=$bin:$peers:$PATH setsid "$peers/containerd" --config "$work/containerd.toml" >>"$work/containerd.log" 2>&1 &
     containerd=$!
     until_ok "containerd answers" timeout 2 "${ctr[@]}" version
 }
@@ -225,9 +227,9 @@ TOML
     proved "A new process ran inside it."
     "${ctr[@]}" task kill -s SIGTERM counter
     until_ok "the counter ends" eval '"${ctr[@]}" task ls | grep -q "^counter .*STOPPED"'
-    status=0
-    "${ctr[@]}" task rm counter >/dev/null 2>&1 || status=$?
-    [ "$status" = 143 ] || fail "exit status $status instead of 143"
+    # ctr says it in words.
+    status=$("${ctr[@]}" task rm counter 2>&1 | sed -n 's/.*exit code \([0-9]*\).*/\1/p')
+    [ "$status" = 143 ] || fail "exit status ${status:-0} instead of 143"
     proved "Its exit status is $status, as before."
     "${ctr[@]}" container rm counter
     end_process TERM "$containerd"
@@ -238,7 +240,6 @@ mkdir -p "$work/rootfs"
 cp "$counter" "$work/rootfs/counter"
 started=$SECONDS
 first_act
-peers=$here/target/peers/bin
 if [ ! -x "$peers/containerd" ] && [ -x "$here/tests/peers.sh" ]; then
     say "(looking for a containerd to unpack; it is not installed)"
     timeout 60 "$here/tests/peers.sh" >/dev/null 2>&1 || true
