@@ -104,6 +104,8 @@ struct Daemon {
     replies: HashMap<ReplyTo, oneshot::Sender<Result<Answer, Refusal>>>,
     last_reply: ReplyTo,
     events: EventLog,
+    /// Why the last new container could not be written down, until its making is given up.
+    not_stored: Option<StoreError>,
     restored: bool,
 }
 
@@ -140,6 +142,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         replies: HashMap::new(),
         last_reply: 0,
         events: events.clone(),
+        not_stored: None,
         restored: false,
     };
     let mut event_server = serve_events(&settings, EventSink::new(events.clone(), inputs)).await?;
@@ -268,10 +271,8 @@ impl Daemon {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Store { container, spec } => {
-                if let Err(e) = store::create(&self.settings.paths, &container, &spec) {
-                    // Prepare, which follows, fails on the missing spec and reports.
-                    tracing::error!(id = container.id, "{}", chain(&e));
-                }
+                // Prepare, which follows, reports it to the one who asked.
+                self.not_stored = store::create(&self.settings.paths, &container, &spec).err();
             }
             Effect::Save(container) => {
                 if let Err(e) = store::save(&self.settings.paths, &container) {
@@ -327,6 +328,11 @@ impl Daemon {
 
     fn prepare(&mut self, id: String, generation: u64, reply: Option<ReplyTo>, container: crate::container::Container) {
         let (launcher, live) = (self.launcher.clone(), Rc::clone(&self.live));
+        if let Some(e) = self.not_stored.take() {
+            let result = Err(Refusal::Failed(chain(&e)));
+            let _ = self.inputs.send(Input::Prepared { id, generation, reply, result }); // fails only at the end
+            return;
+        }
         self.spawn(async move {
             let result = match launcher.prepare(&container).await {
                 Ok((shim, client, log)) => {
