@@ -12,7 +12,7 @@ use crate::sys::{self, proc};
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How often it is tried meanwhile.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Asks a shim by its traces; never takes longer than `deadline`. The client is for going on with.
 pub async fn probe(id: &str, traces: &ShimTraces, deadline: Duration) -> (Probe, Option<ShimClient>) {

@@ -104,6 +104,8 @@ struct Daemon {
     replies: HashMap<ReplyTo, oneshot::Sender<Result<Answer, Refusal>>>,
     last_reply: ReplyTo,
     events: EventLog,
+    /// Why the last new container could not be written down, until its making is given up.
+    not_stored: Option<StoreError>,
     restored: bool,
 }
 
@@ -140,6 +142,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         replies: HashMap::new(),
         last_reply: 0,
         events: events.clone(),
+        not_stored: None,
         restored: false,
     };
     let mut event_server = serve_events(&settings, EventSink::new(events.clone(), inputs)).await?;
@@ -268,10 +271,8 @@ impl Daemon {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Store { container, spec } => {
-                if let Err(e) = store::create(&self.settings.paths, &container, &spec) {
-                    // Prepare, which follows, fails on the missing spec and reports.
-                    tracing::error!(id = container.id, "{}", chain(&e));
-                }
+                // Prepare, which follows, reports it to the one who asked.
+                self.not_stored = store::create(&self.settings.paths, &container, &spec).err();
             }
             Effect::Save(container) => {
                 if let Err(e) = store::save(&self.settings.paths, &container) {
@@ -327,6 +328,11 @@ impl Daemon {
 
     fn prepare(&mut self, id: String, generation: u64, reply: Option<ReplyTo>, container: crate::container::Container) {
         let (launcher, live) = (self.launcher.clone(), Rc::clone(&self.live));
+        if let Some(e) = self.not_stored.take() {
+            let result = Err(Refusal::Failed(chain(&e)));
+            let _ = self.inputs.send(Input::Prepared { id, generation, reply, result }); // fails only at the end
+            return;
+        }
         self.spawn(async move {
             let result = match launcher.prepare(&container).await {
                 Ok((shim, client, log)) => {
@@ -363,13 +369,13 @@ impl Daemon {
         let Some((shim, client)) = self.live.borrow().get(&id).map(|l| (l.shim.clone(), l.client.clone())) else {
             return;
         };
-        let (following, live) = (id.clone(), Rc::clone(&self.live));
+        let (following, live, reaper) = (id.clone(), Rc::clone(&self.live), self.launcher.reaper.clone());
         let task = self.spawn(async move {
             match attach::watch(client, &shim, &id, "").await {
                 Watched::Exited(status, at_unix_ns) => Input::Exited { id, generation, status, at_unix_ns },
                 Watched::ShimDied | Watched::Unknown => {
                     let init = live.borrow().get(&id).and_then(|l| l.init);
-                    shim_died(id, generation, &shim, init)
+                    shim_died(id, generation, &shim, init, &reaper)
                 }
             }
         });
@@ -505,11 +511,18 @@ impl Daemon {
     }
 }
 
-/// What to report when a shim is gone: with its container's first process, if that still lives.
-fn shim_died(id: String, generation: u64, shim: &ShimRef, init: Option<(u32, u64)>) -> Input {
+/// What to report when a shim is gone: with its container's first process, if that still lives; with its true status, if
+/// it ended as our child; with neither, if nobody can know.
+fn shim_died(id: String, generation: u64, shim: &ShimRef, init: Option<(u32, u64)>, reaper: &Reaper) -> Input {
     tracing::warn!(%id, pid = shim.pid, "the shim is dead");
-    let init = init.filter(|(pid, start)| proc::is_live(*pid, *start));
-    Input::ShimDied { id, generation, init }
+    let live = init.filter(|(pid, start)| proc::is_live(*pid, *start));
+    if let (Some((pid, _)), None) = (init, live) {
+        reaper.reap();
+        if let Ok(status) = reaper.claim(pid).try_recv() {
+            return Input::Exited { id, generation, status, at_unix_ns: now_unix_ns() };
+        }
+    }
+    Input::ShimDied { id, generation, init: live }
 }
 
 fn kill_pid(pid: u32, start_time: u64, signal: i32) -> Result<Answer, Refusal> {

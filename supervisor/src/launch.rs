@@ -215,9 +215,6 @@ impl Launcher {
 
     /// What is written to the standard input of `start`.
     fn bootstrap(&self, id: &str) -> Vec<u8> {
-        if stock_shim() {
-            return Vec::new();
-        }
         let paths = &self.settings.paths;
         let mut params = BootstrapParams {
             instance_id: id.to_owned(),
@@ -295,16 +292,12 @@ impl Launcher {
 
     fn create_request(&self, container: &Container) -> api::CreateTaskRequest {
         let paths = &self.settings.paths;
-        let log = if stock_shim() {
-            format!("file://{}", paths.log(&container.id).display())
-        } else {
-            format!(
-                "json-file://{}?max-size={}&max-file={}",
-                paths.log(&container.id).display(),
-                container.config.log_max_size,
-                container.config.log_max_file
-            )
-        };
+        let log = format!(
+            "json-file://{}?max-size={}&max-file={}",
+            paths.log(&container.id).display(),
+            container.config.log_max_size,
+            container.config.log_max_file
+        );
         let stdin = if container.config.stdin { paths.stdin(&container.id) } else { PathBuf::new() };
         api::CreateTaskRequest {
             id: container.id.clone(),
@@ -438,10 +431,6 @@ async fn read_all(fd: Option<std::os::fd::OwnedFd>) -> Vec<u8> {
         let _ = receiver.take(MOST_OUTPUT).read_to_end(&mut bytes).await; // what was read until then has to do
     }
     bytes
-}
-
-fn stock_shim() -> bool {
-    std::env::var_os("HOLDFAST_STOCK_SHIM").is_some()
 }
 
 /// Environment as a map, for replacing by name.

@@ -19,6 +19,7 @@ pub mod containerd;
 pub mod eventually;
 pub mod fake_containerd;
 pub mod fake_runtime;
+pub mod holdfastd;
 pub mod oci_bundle;
 pub mod process;
 pub mod programs;

@@ -56,7 +56,7 @@ impl Fifos {
 
 impl Drop for Fifos {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory); // the supervisor sweeps what is left
+        let _ = fs::remove_dir_all(&self.directory); // what is left are empty FIFOs below /run, for root only
     }
 }
 
