@@ -370,15 +370,13 @@ impl Task {
             return;
         }
         if verb == Verb::Exec {
-            let answer = self.add_exec(turn.id, exec_id);
-            let added = answer.is_ok();
-            if added {
+            let added = self.add_exec(turn.id, exec_id);
+            if added.is_ok() {
                 turn.effects.push(Effect::Adopt(asker, turn.id.clone(), process.clone()));
-            }
-            turn.reply(asker, answer.map(|()| Reply::Empty));
-            if added {
+                turn.save();
                 turn.publish(Event::ExecAdded { process });
             }
+            turn.reply(asker, added.map(|()| Reply::Empty));
             return;
         }
         let status = self.init.view().status;
