@@ -444,11 +444,16 @@ impl Task {
     /// `Err(None)`: init has exited.
     fn may_start_exec(&self) -> Result<(), Option<Refusal>> {
         match self.init.state {
-            _ if self.init_exit.is_some() => Err(None),
+            _ if self.init_was_reaped() => Err(None),
             InitState::Stopped => Err(None),
             InitState::Pausing | InitState::Paused => Err(Some(self.init.refuse(Verb::Exec))),
             _ => Ok(()),
         }
+    }
+
+    /// Also while that is not told yet, since its start was not.
+    fn init_was_reaped(&self) -> bool {
+        self.init_exit.is_some() || matches!(self.running, Some(Running { op: Op::Start(Some(_)), .. }))
     }
 
     /// The id is reserved here, at once, so that two requests can't both have it.

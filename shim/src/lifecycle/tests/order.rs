@@ -112,6 +112,16 @@ fn the_exit_of_init_does_not_wait_for_execs_that_do_not_run() {
     assert_eq!(story.exited(INIT, 7), ["output ends init", "save", "publish exit init 7"]);
 }
 
+#[test]
+fn no_exec_starts_once_init_was_reaped_even_before_its_start_returned() {
+    let mut story = Story::created();
+    story.ask("e", Verb::Exec);
+    story.ask("", Verb::Start);
+    story.exited(INIT, 7);
+    assert_eq!(story.ask("e", Verb::Start), ["#4 init exited"]);
+    assert_eq!(story.ask("f", Verb::Exec), ["#5 wrong state"]);
+}
+
 // A shared pid namespace.
 
 #[test]
