@@ -490,11 +490,15 @@ impl Task {
             // What is left of a frozen container could neither end nor be deleted.
             turn.begin(&ProcessId::Init, Work::Resume, None);
         }
+        self.kill_the_rest(turn);
+        self.announce_init_exit_if_last(turn);
+    }
+
+    /// Without a pid namespace of its own nothing ends the other processes with init.
+    fn kill_the_rest(&self, turn: &mut Turn<'_>) {
         if self.shared_pids {
-            // No pid namespace ends the others with it.
             turn.begin(&ProcessId::Init, Work::Kill { signal: 9, all: true }, None);
         }
-        self.announce_init_exit_if_last(turn);
     }
 
     fn announce_init_exit_if_last(&mut self, turn: &mut Turn<'_>) {
@@ -547,8 +551,11 @@ impl Task {
                 turn.save();
                 turn.publish(Event::ExecStarted { process, pid });
                 turn.reply(asker, Ok(Reply::Pid(pid)));
-                if let Some(exit) = early {
-                    self.exec_reaped(id, exit, turn);
+                match early {
+                    Some(exit) => self.exec_reaped(id, exit, turn),
+                    // It was not there yet when the others were killed.
+                    None if self.init_exit.is_some() => self.kill_the_rest(turn),
+                    None => {}
                 }
             }
             Err(failure) => {

@@ -134,6 +134,21 @@ fn with_shared_pids_the_death_of_init_kills_the_rest() {
 }
 
 #[test]
+fn with_shared_pids_an_exec_that_was_starting_meanwhile_is_killed_too() {
+    let mut story = Story::running_with_shared_pids();
+    story.ask("e", Verb::Exec);
+    story.ask("e", Verb::Start);
+    assert_eq!(story.exited(INIT, 7), ["errand begin kill all 9"]);
+    story.ok("kill all 9");
+    assert_eq!(
+        story.done("exec e", Ok(Some(20))),
+        ["save", "publish exec-started e 20", "#4 pid 20", "errand begin kill all 9"],
+        "it came after the first kill, and nothing else would end it"
+    );
+    assert_eq!(story.exited(20, 137).last().unwrap(), "publish exit init 7");
+}
+
+#[test]
 fn with_pids_of_its_own_the_kernel_kills_the_rest() {
     let mut story = Story::running().with_exec("e", 20);
     assert_eq!(story.exited(INIT, 7), NOTHING);
