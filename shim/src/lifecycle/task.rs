@@ -486,12 +486,18 @@ impl Task {
 
     fn init_reaped(&mut self, exit: Exit, turn: &mut Turn<'_>) {
         self.init_exit = Some(exit);
-        if matches!(self.init.state, InitState::Pausing | InitState::Paused) {
-            // What is left of a frozen container could neither end nor be deleted.
-            turn.begin(&ProcessId::Init, Work::Resume, None);
+        // A pause or resume that is under way sees to it when it ends.
+        let freezer_busy = matches!(self.running, Some(Running { op: Op::Pause | Op::Resume, .. }));
+        if self.init.state == InitState::Paused && !freezer_busy {
+            self.thaw_the_rest(turn);
         }
         self.kill_the_rest(turn);
         self.announce_init_exit_if_last(turn);
+    }
+
+    /// What is left of a frozen container could neither end nor be deleted.
+    fn thaw_the_rest(&self, turn: &mut Turn<'_>) {
+        turn.begin(&ProcessId::Init, Work::Resume, None);
     }
 
     /// Without a pid namespace of its own nothing ends the other processes with init.
@@ -667,7 +673,11 @@ impl Task {
                 turn.publish(if to == InitState::Paused { Event::Paused } else { Event::Resumed });
             }
         }
+        let thawed = to == InitState::Running && outcome.is_ok();
         turn.reply(asker, empty(outcome));
+        if self.init_exit.is_some() && !thawed {
+            self.thaw_the_rest(turn);
+        }
     }
 
     fn delete_done(&mut self, step: DeleteStep, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {

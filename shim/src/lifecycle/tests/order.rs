@@ -165,6 +165,31 @@ fn what_is_left_of_a_frozen_container_is_thawed_when_init_dies() {
 }
 
 #[test]
+fn a_pause_that_is_under_way_when_init_dies_is_undone_after_it_and_not_beside_it() {
+    let mut story = Story::running();
+    story.ask("", Verb::Pause);
+    assert_eq!(story.exited(INIT, 137), ["output ends init", "save", "publish exit init 137"]);
+    assert_eq!(story.ok("pause"), ["#3 ok", "errand begin resume"]);
+    assert_eq!(story.ask("", Verb::State), ["#4 stopped"]);
+}
+
+#[test]
+fn a_resume_that_is_under_way_when_init_dies_is_not_doubled() {
+    let mut story = Story::paused();
+    story.ask("", Verb::Resume);
+    assert_eq!(story.exited(INIT, 137), ["output ends init", "save", "publish exit init 137"]);
+    assert_eq!(story.ok("resume"), ["#4 ok"]);
+}
+
+#[test]
+fn a_resume_that_fails_while_init_dies_is_tried_once_more() {
+    let mut story = Story::paused();
+    story.ask("", Verb::Resume);
+    story.exited(INIT, 137);
+    assert_eq!(story.done("resume", Err(broken())), ["#4 failed: broken", "errand begin resume"]);
+}
+
+#[test]
 fn a_failed_pause_leaves_the_container_running_and_a_failed_resume_leaves_it_paused() {
     let mut story = Story::running();
     story.ask("", Verb::Pause);
