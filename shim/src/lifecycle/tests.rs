@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod order;
+mod random;
 mod table;
 mod words;
