@@ -370,15 +370,13 @@ impl Task {
             return;
         }
         if verb == Verb::Exec {
-            let answer = self.add_exec(turn.id, exec_id);
-            let added = answer.is_ok();
-            if added {
+            let added = self.add_exec(turn.id, exec_id);
+            if added.is_ok() {
                 turn.effects.push(Effect::Adopt(asker, turn.id.clone(), process.clone()));
-            }
-            turn.reply(asker, answer.map(|()| Reply::Empty));
-            if added {
+                turn.save();
                 turn.publish(Event::ExecAdded { process });
             }
+            turn.reply(asker, added.map(|()| Reply::Empty));
             return;
         }
         let status = self.init.view().status;
@@ -446,11 +444,16 @@ impl Task {
     /// `Err(None)`: init has exited.
     fn may_start_exec(&self) -> Result<(), Option<Refusal>> {
         match self.init.state {
-            _ if self.init_exit.is_some() => Err(None),
+            _ if self.init_was_reaped() => Err(None),
             InitState::Stopped => Err(None),
             InitState::Pausing | InitState::Paused => Err(Some(self.init.refuse(Verb::Exec))),
             _ => Ok(()),
         }
+    }
+
+    /// Also while that is not told yet, since its start was not.
+    fn init_was_reaped(&self) -> bool {
+        self.init_exit.is_some() || matches!(self.running, Some(Running { op: Op::Start(Some(_)), .. }))
     }
 
     /// The id is reserved here, at once, so that two requests can't both have it.
@@ -483,15 +486,25 @@ impl Task {
 
     fn init_reaped(&mut self, exit: Exit, turn: &mut Turn<'_>) {
         self.init_exit = Some(exit);
-        if matches!(self.init.state, InitState::Pausing | InitState::Paused) {
-            // What is left of a frozen container could neither end nor be deleted.
-            turn.begin(&ProcessId::Init, Work::Resume, None);
+        // A pause or resume that is under way sees to it when it ends.
+        let freezer_busy = matches!(self.running, Some(Running { op: Op::Pause | Op::Resume, .. }));
+        if self.init.state == InitState::Paused && !freezer_busy {
+            self.thaw_the_rest(turn);
         }
+        self.kill_the_rest(turn);
+        self.announce_init_exit_if_last(turn);
+    }
+
+    /// What is left of a frozen container could neither end nor be deleted.
+    fn thaw_the_rest(&self, turn: &mut Turn<'_>) {
+        turn.begin(&ProcessId::Init, Work::Resume, None);
+    }
+
+    /// Without a pid namespace of its own nothing ends the other processes with init.
+    fn kill_the_rest(&self, turn: &mut Turn<'_>) {
         if self.shared_pids {
-            // No pid namespace ends the others with it.
             turn.begin(&ProcessId::Init, Work::Kill { signal: 9, all: true }, None);
         }
-        self.announce_init_exit_if_last(turn);
     }
 
     fn announce_init_exit_if_last(&mut self, turn: &mut Turn<'_>) {
@@ -544,8 +557,11 @@ impl Task {
                 turn.save();
                 turn.publish(Event::ExecStarted { process, pid });
                 turn.reply(asker, Ok(Reply::Pid(pid)));
-                if let Some(exit) = early {
-                    self.exec_reaped(id, exit, turn);
+                match early {
+                    Some(exit) => self.exec_reaped(id, exit, turn),
+                    // It was not there yet when the others were killed.
+                    None if self.init_exit.is_some() => self.kill_the_rest(turn),
+                    None => {}
                 }
             }
             Err(failure) => {
@@ -657,7 +673,11 @@ impl Task {
                 turn.publish(if to == InitState::Paused { Event::Paused } else { Event::Resumed });
             }
         }
+        let thawed = to == InitState::Running && outcome.is_ok();
         turn.reply(asker, empty(outcome));
+        if self.init_exit.is_some() && !thawed {
+            self.thaw_the_rest(turn);
+        }
     }
 
     fn delete_done(&mut self, step: DeleteStep, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {
