@@ -16,9 +16,15 @@ use crate::lifecycle::{Asker, CallId, ExitStatus, Failure, FailureKind, Input, O
 use crate::oci::command::{self, Call};
 use crate::oci::log::{self, FailureKind as RuntimeFailure};
 use crate::oci::runner::{self, ChildStdio};
+use crate::owned_task::OwnedTask;
 use crate::record;
 use crate::sys::mount::MountRequest;
 use crate::wire::Body;
+
+/// How long an exit is held back for a reader who does not take what the process had printed.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(2);
+/// How often it is looked at.
+const SETTLE_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
 
 /// Work that was begun.
 pub(super) struct Running {
@@ -33,6 +39,10 @@ pub(super) struct Running {
 pub(super) enum What {
     Child(Child),
     Drain,
+    /// A task that looks whether it is so yet.
+    Settle {
+        _looks: OwnedTask,
+    },
 }
 
 /// A child and where it says how it fared.
@@ -79,6 +89,12 @@ impl State {
                 }
                 Ok(Some(What::Drain))
             }
+            Work::Settle(process) => {
+                if self.is_settled(task, process) {
+                    return Some(Ok(None));
+                }
+                Ok(Some(settle(me, call, task, process)))
+            }
             _ => self.begin_runtime(call, task, work, asker, me).map(|child| Some(What::Child(child))),
         };
         let what = match begun {
@@ -91,6 +107,7 @@ impl State {
         }
         let limit = match what {
             What::Drain => self.config.drain_deadline,
+            What::Settle { .. } => SETTLE_DEADLINE,
             What::Child(_) => self.config.runtime_deadline,
         };
         let deadline = self.deadline(call, limit, me);
@@ -206,7 +223,7 @@ impl State {
             Work::Resume => Call::Resume,
             Work::Update => Call::Update,
             Work::Delete { force } => Call::Delete { force: *force },
-            Work::Mount | Work::Unmount | Work::Drain(_) => return Err(gone(task)),
+            Work::Mount | Work::Unmount | Work::Drain(_) | Work::Settle(_) => return Err(gone(task)),
         };
         let log = container.dir.join(format!("{}.log", call.0));
         let arguments = command::arguments(&container.runtime, &task.0, &log, &verb);
@@ -219,6 +236,12 @@ impl State {
         let container = self.containers.get(task);
         let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
         io.is_none_or(ProcessIo::is_drained)
+    }
+
+    pub(super) fn is_settled(&self, task: &TaskId, process: &ProcessId) -> bool {
+        let container = self.containers.get(task);
+        let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
+        io.is_none_or(ProcessIo::is_settled)
     }
 
     /// What is to be done once the runtime has made a process: its pid, its terminal, its control group.
@@ -324,7 +347,7 @@ impl Shim {
                 // Its exit comes through the reaper, like any other.
                 runner::kill_group(child.pid);
             }
-            Some(What::Drain) => {
+            Some(What::Drain | What::Settle { .. }) => {
                 state.running.remove(&call);
                 drop(state);
                 self.input(Input::Done { call, outcome: Ok(None) });
@@ -348,6 +371,26 @@ impl Shim {
     }
 }
 
+/// Looks until a process's output has settled. The relays say nothing of a reader who empties a FIFO, and nobody could.
+pub(super) fn settle(me: &Weak<Shim>, call: CallId, task: &TaskId, process: &ProcessId) -> What {
+    let (me, task, process) = (me.clone(), task.clone(), process.clone());
+    What::Settle {
+        _looks: OwnedTask::spawn(async move {
+            let mut interval = SETTLE_INTERVALS.0;
+            loop {
+                tokio::time::sleep(interval).await;
+                interval = (interval * 2).min(SETTLE_INTERVALS.1);
+                let Some(shim) = me.upgrade() else { return };
+                let settled = shim.state.borrow().is_settled(&task, &process);
+                if settled {
+                    shim.deadline_passed(call);
+                    return;
+                }
+            }
+        }),
+    }
+}
+
 /// None: well.
 fn how_it_fared(work: &Work, child: &Child, status: ExitStatus) -> Option<Failure> {
     if status.code() == 0 && !child.timed_out {
@@ -367,7 +410,7 @@ fn how_it_fared(work: &Work, child: &Child, status: ExitStatus) -> Option<Failur
         Work::Resume => ("OCI runtime resume", false),
         Work::Update => ("OCI runtime update", false),
         Work::Delete { .. } => ("OCI runtime delete", false),
-        Work::Drain(_) => ("drain", false),
+        Work::Drain(_) | Work::Settle(_) => ("drain", false),
     };
     if child.timed_out {
         let last = said.map(|text| format!("; its last words: {text}")).unwrap_or_default();

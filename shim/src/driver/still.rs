@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::calls::{Child, Running, What};
+use super::calls::{Child, Running, What, settle};
 use super::container::{Container, Process};
 use super::perform::About;
 use super::{Config, Shim, State, on_quiet};
@@ -242,7 +242,10 @@ impl State {
         me: &Weak<Shim>,
     ) -> Result<Running, FreezeError> {
         let what = match frozen.child {
-            None => What::Drain,
+            None => match &frozen.work {
+                Work::Settle(process) => settle(me, call, &frozen.task, process),
+                _ => What::Drain,
+            },
             Some(child) => {
                 What::Child(thaw_child(child, bag).map_err(|e| FreezeError::Fd(format!("call {}", call.0), e))?)
             }
@@ -303,7 +306,7 @@ fn thaw_container(
 
 fn freeze_running(call: CallId, running: &mut Running, bag: &mut FdBag) -> std::io::Result<FrozenRunning> {
     let child = match &mut running.what {
-        What::Drain => None,
+        What::Drain | What::Settle { .. } => None,
         What::Child(child) => Some(FrozenChild {
             pid: child.pid,
             output: child.output.as_ref().map(|fd| bag.put(format!("call{}.output", call.0), fd)).transpose()?,

@@ -227,6 +227,11 @@ impl ProcessIo {
         outputs.all(Flow::is_drained) && self.log.as_ref().is_none_or(|log| log.writer.is_idle())
     }
 
+    /// Whether all that was printed up to now has reached its readers, as far as they are there.
+    pub fn is_settled(&self) -> bool {
+        self.flows.iter().filter(|flow| flow.stream() != Stream::Stdin).all(Flow::is_settled)
+    }
+
     /// Adds readers to the output. Whether there was a stream to read from.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::exec::{Exec, ExecState};
-use super::init::{CreateStep, DeleteStep, Init, InitState, Op, Running};
+use super::init::{CreateStep, DeleteStep, HeardOut, Init, InitState, Op, Running};
 use super::{
     Asker, CallId, Effect, Effects, Event, ExecId, Exit, Failure, FailureKind, Input, KnownProcess, Outcome, Pid,
     ProcessId, Refusal, Reply, Request, TaskId, Verb, Work,
@@ -64,6 +64,12 @@ impl Turn<'_> {
         self.calls.in_flight.insert(call, Call { task: self.id.clone(), process: process.clone(), names_pid });
         self.effects.push(Effect::Begin { call, task: self.id.clone(), work, asker });
         call
+    }
+
+    /// Rule "heard out before announced".
+    fn hear_out(&mut self, process: &ProcessId) -> CallId {
+        self.effects.push(Effect::OutputEnds(self.id.clone(), process.clone()));
+        self.begin(process, Work::Settle(process.clone()), None)
     }
 
     fn save(&mut self) {
@@ -478,7 +484,7 @@ impl Task {
             }
             return true;
         }
-        let of_exec = |e: &Exec| e.pid == pid && e.state == ExecState::Running;
+        let of_exec = |e: &Exec| e.pid == pid && e.state == ExecState::Running && e.dying.is_none();
         let Some(id) = self.execs.iter().find(|(_, e)| of_exec(e)).map(|(id, _)| id.clone()) else { return false };
         self.exec_reaped(&id, exit, turn);
         true
@@ -512,9 +518,16 @@ impl Task {
         if self.init.state == InitState::Stopped || self.execs.values().any(Exec::is_live) {
             return;
         }
+        match self.init.heard_out {
+            HeardOut::Yes => {}
+            HeardOut::UnderWay(_) => return,
+            HeardOut::No => {
+                self.init.heard_out = HeardOut::UnderWay(turn.hear_out(&ProcessId::Init));
+                return;
+            }
+        }
         self.init.state = InitState::Stopped;
         self.init.exit = Some(exit);
-        turn.effects.push(Effect::OutputEnds(turn.id.clone(), ProcessId::Init));
         turn.save();
         turn.publish(Event::Exited { process: ProcessId::Init, pid: self.init.pid, exit });
         for asker in std::mem::take(&mut self.init.waiters) {
@@ -528,11 +541,15 @@ impl Task {
 
     fn exec_reaped(&mut self, id: &ExecId, exit: Exit, turn: &mut Turn<'_>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
+        exec.dying = Some((turn.hear_out(&ProcessId::Exec(id.clone())), exit));
+    }
+
+    fn announce_exec_exit(&mut self, id: &ExecId, exit: Exit, turn: &mut Turn<'_>) {
+        let Some(exec) = self.execs.get_mut(id) else { return };
         let process = ProcessId::Exec(id.clone());
         exec.state = ExecState::Stopped;
         exec.exit = Some(exit);
         let (pid, waiters) = (exec.pid, std::mem::take(&mut exec.waiters));
-        turn.effects.push(Effect::OutputEnds(turn.id.clone(), process.clone()));
         turn.save();
         turn.publish(Event::Exited { process, pid, exit });
         for asker in waiters {
@@ -543,6 +560,10 @@ impl Task {
 
     fn exec_done(&mut self, call: CallId, id: &ExecId, outcome: Outcome, early: Option<Exit>, turn: &mut Turn<'_>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
+        if let Some((_, exit)) = exec.dying.take_if(|(settling, _)| *settling == call) {
+            self.announce_exec_exit(id, exit, turn);
+            return;
+        }
         let Some((_, asker)) = exec.busy.take_if(|(busy, _)| *busy == call) else { return };
         let process = ProcessId::Exec(id.clone());
         if exec.state != ExecState::Starting {
@@ -589,6 +610,11 @@ impl Task {
     }
 
     fn init_done(&mut self, call: CallId, outcome: Outcome, early: Option<Exit>, turn: &mut Turn<'_>) {
+        if self.init.heard_out == HeardOut::UnderWay(call) {
+            self.init.heard_out = HeardOut::Yes;
+            self.announce_init_exit_if_last(turn);
+            return;
+        }
         // An errand of the shim's own: its failure was logged by the driver.
         let Some(Running { op, asker, .. }) = self.running.take_if(|r| r.call == Some(call)) else { return };
         match op {

@@ -440,3 +440,36 @@ fn what_is_known_of_a_task_begins_with_its_creation_and_ends_with_its_deletion()
     let shown: Vec<_> = views.iter().map(|v| (v.process.exec_id(), v.pid, v.exit)).collect();
     assert_eq!(shown, [("", INIT, None), ("e", 20, Some(exit(4)))]);
 }
+
+#[test]
+fn an_exit_is_told_only_when_the_process_was_heard_out() {
+    let mut story = Story::running().with_exec("e", 20);
+    story.settles_late = true;
+    story.ask("e", Verb::Wait);
+    story.ask("", Verb::Wait);
+    assert_eq!(story.exited(20, 3), ["output ends e", "errand begin settle e"]);
+    assert_eq!(story.ask("e", Verb::State).last().unwrap(), "#7 running");
+    let told = story.ok("settle e");
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!(told[0], "save");
+    let heard = story.exited(INIT, 4);
+    assert_eq!(heard, ["output ends init", "errand begin settle"]);
+    let told = story.ok("settle");
+    assert_eq!(told[0], "save");
+    assert!(told[1].starts_with("publish"), "{told:?}");
+}
+
+#[test]
+fn a_process_that_is_heard_out_is_not_signalled_any_more() {
+    let mut story = Story::running().with_exec("e", 20);
+    story.settles_late = true;
+    story.exited(20, 3);
+    let refused = story.ask("e", Verb::Kill { signal: 9, all: false });
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].contains("Finished") || refused[0].contains("finished"), "{refused:?}");
+    story.exited(INIT, 3);
+    // Init waits for the exec, and the exec for its reader.
+    assert_eq!(story.in_flight(), ["settle e"]);
+    story.ok("settle e");
+    assert_eq!(story.in_flight(), ["settle"]);
+}

@@ -1,5 +1,7 @@
 //! A lifecycle that is fed in short words and answers in short words.
 
+use std::collections::VecDeque;
+
 use crate::lifecycle::{
     Asker, CallId, Effect, Effects, Event, ExecId, Exit, ExitStatus, Failure, FailureKind, Input, Lifecycle, Outcome,
     Pid, ProcessId, Refusal, Reply, Request, TaskId, Verb, Work,
@@ -16,6 +18,8 @@ pub(super) struct Story {
     pub(super) life: Lifecycle,
     last_stream: u32,
     begun: Vec<(CallId, Work)>,
+    /// That output has settled is told by `ok`, like the end of other work.
+    pub(super) settles_late: bool,
 }
 
 pub(super) fn task(id: &str) -> TaskId {
@@ -39,14 +43,24 @@ pub(super) fn broken() -> Failure {
 }
 
 impl Story {
+    /// Output settles at once, and unseen, unless it is told not to.
     pub(super) fn handle(&mut self, input: Input) -> Vec<String> {
-        let effects = self.life.handle(input);
-        for effect in &effects {
-            if let Effect::Begin { call, work, .. } = effect {
-                self.begun.push((*call, work.clone()));
+        let mut inputs = VecDeque::from([input]);
+        let mut told = Effects::new();
+        while let Some(input) = inputs.pop_front() {
+            for effect in self.life.handle(input) {
+                match &effect {
+                    Effect::Begin { call, work: Work::Settle(_), .. } if !self.settles_late => {
+                        inputs.push_back(Input::Done { call: *call, outcome: Ok(None) });
+                        continue;
+                    }
+                    Effect::Begin { call, work, .. } => self.begun.push((*call, work.clone())),
+                    _ => {}
+                }
+                told.push(effect);
             }
         }
-        words(&effects)
+        words(&told)
     }
 
     /// A request about a process of the task; askers are numbered from 1 in the order of their requests.
@@ -179,6 +193,8 @@ pub(super) fn work_word(work: &Work) -> String {
         Work::Delete { force: false } => "delete".to_owned(),
         Work::Drain(ProcessId::Init) => "drain".to_owned(),
         Work::Drain(process) => format!("drain {}", process.exec_id()),
+        Work::Settle(ProcessId::Init) => "settle".to_owned(),
+        Work::Settle(process) => format!("settle {}", process.exec_id()),
         Work::Unmount => "unmount".to_owned(),
     }
 }
