@@ -97,8 +97,9 @@ impl Shim {
     pub fn freeze(&self) -> Result<Frozen, FreezeError> {
         let mut state = self.state.borrow_mut();
         let mut fds = FdBag::default();
-        let frozen = state.freeze(&mut fds)?;
-        let bytes = serde_json::to_vec(&frozen).map_err(FreezeError::Malformed)?;
+        let frozen = state.freeze(&mut fds);
+        let bytes = frozen.and_then(|frozen| serde_json::to_vec(&frozen).map_err(FreezeError::Malformed));
+        let bytes = bytes.inspect_err(|_| state.go_on())?;
         state.dissolve();
         self.tasks.borrow_mut().clear();
         Ok(Frozen { bytes, fds })
@@ -215,6 +216,12 @@ impl State {
             listener,
             unsaved: self.unsaved.clone(),
         })
+    }
+
+    /// A freeze was refused half-way: lets go of what it held.
+    fn go_on(&self) {
+        let processes = self.containers.values().flat_map(|container| container.processes.values());
+        processes.filter_map(|process| process.io.as_ref()).for_each(ProcessIo::go_on);
     }
 
     /// Drops everything that acts; what was written down acts from now on.
