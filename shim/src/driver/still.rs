@@ -262,7 +262,8 @@ impl State {
 fn freeze_container(task: &TaskId, container: &Container, bag: &mut FdBag) -> Result<FrozenContainer, FreezeError> {
     let mut processes = Vec::new();
     for (id, process) in &container.processes {
-        let name = format!("task.{}.{}", task.0, id.exec_id());
+        // Ids may hold dots, but no slash: two processes never have the same name.
+        let name = format!("task/{}/{}/", task.0, id.exec_id());
         let io = process.io.as_ref().map(|io| io.freeze(&name, bag)).transpose();
         let io = io.map_err(|e| match e.kind() {
             std::io::ErrorKind::WouldBlock => FreezeError::Busy(format!("the log of task {:?}", task.0)),
@@ -318,7 +319,7 @@ fn freeze_running(call: CallId, running: &mut Running, bag: &mut FdBag) -> std::
             console: match &mut child.console {
                 Some(console) => {
                     let (fd, dir) = console.hand_on()?;
-                    Some((bag.put_owned(format!("call{}.console", call.0), fd), dir))
+                    Some((bag.put_owned(format!("call{}.console", call.0), fd)?, dir))
                 }
                 None => None,
             },

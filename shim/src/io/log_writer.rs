@@ -154,7 +154,7 @@ impl LogWriter {
         let (fd, destination) = match (&job.destination, settings) {
             (Destination::Json(file), Some(settings)) => {
                 let (fd, progress) = file.parts()?;
-                (bag.put_owned(name.to_owned(), fd), FrozenDestination::Json { settings: settings.clone(), progress })
+                (bag.put_owned(name.to_owned(), fd)?, FrozenDestination::Json { settings: settings.clone(), progress })
             }
             (Destination::Json(_), None) => return Err(ErrorKind::InvalidInput.into()),
             (Destination::Raw { path, file, written }, _) => {
