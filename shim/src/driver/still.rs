@@ -44,6 +44,9 @@ struct FrozenState {
     events: FrozenQueue,
     listener: Option<String>,
     unsaved: BTreeSet<TaskId>,
+    /// It has said goodbye and only waits for its last words to be heard.
+    #[serde(default)]
+    stopping: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,7 +100,7 @@ impl Shim {
     pub fn freeze(&self) -> Result<Frozen, FreezeError> {
         let mut state = self.state.borrow_mut();
         let mut fds = FdBag::default();
-        let frozen = state.freeze(&mut fds);
+        let frozen = state.freeze(self.stopping.get(), &mut fds);
         let bytes = frozen.and_then(|frozen| serde_json::to_vec(&frozen).map_err(FreezeError::Malformed));
         let bytes = bytes.inspect_err(|_| state.go_on())?;
         state.dissolve();
@@ -161,6 +164,9 @@ impl Shim {
         }
         drop(state);
         shim.set_going();
+        if frozen.stopping {
+            shim.stop();
+        }
         // Drains may have come to their end while everything stood still, and children may have died.
         shim.look_at_drains();
         shim.reap();
@@ -183,7 +189,7 @@ fn drained_process(running: &Running) -> Option<(TaskId, ProcessId)> {
 }
 
 impl State {
-    fn freeze(&mut self, bag: &mut FdBag) -> Result<FrozenState, FreezeError> {
+    fn freeze(&mut self, stopping: bool, bag: &mut FdBag) -> Result<FrozenState, FreezeError> {
         // First what can refuse, so that a refusal leaves everything as it was.
         let mut containers = Vec::new();
         for (task, container) in &self.containers {
@@ -215,6 +221,7 @@ impl State {
             events: self.publisher.freeze(),
             listener,
             unsaved: self.unsaved.clone(),
+            stopping,
         })
     }
 
