@@ -284,6 +284,13 @@ impl ProcessIo {
         Ok(FrozenIo { flows, keeper, log, console, prepared })
     }
 
+    /// Nothing came of the freeze.
+    pub fn go_on(&self) {
+        if let Some(log) = &self.log {
+            log.writer.go_on();
+        }
+    }
+
     /// Goes on where [`ProcessIo::freeze`] stopped.
     ///
     /// # Errors
