@@ -1,25 +1,28 @@
 //! A container's place in the cgroup hierarchies: who is in it, freezing, killing, removing.
 //!
-//! libcgroups makes the directories and applies limits, inside libcontainer. Everything afterwards happens here, on
-//! directories resolved once at create time and kept in the record: no later verb parses `/proc/self/mountinfo`.
+//! Directories are worked out once, at create time, and kept in the record: no later verb parses
+//! `/proc/self/mountinfo`. libcgroups writes the limits other than devices, and speaks to systemd.
 //!
 //! On v1 and hybrid hosts there is one directory for each hierarchy that libcgroups joins; the named ones and the v2
 //! tree of a hybrid host are not joined, hold the caller's other processes, and are never touched. On unified hosts
 //! there is one directory.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libcgroups::common::{AnyCgroupManager, CgroupConfig, create_cgroup_manager};
+use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Failure;
+use crate::devices;
+use crate::error::{Failure, chain};
 use crate::process::ProcessName;
 
 /// Where the hierarchies are mounted; libcgroups knows no other place.
@@ -103,47 +106,150 @@ impl Cgroup {
     }
 
     /// Learns where systemd has put the process.
-    ///
-    /// # Errors
-    /// When its `/proc/PID/cgroup` cannot be read.
-    pub(crate) fn locate(&mut self, pid: i32) -> Result<(), Failure> {
+    fn locate(&mut self, pid: i32) -> Result<(), Failure> {
         if !self.systemd {
             return Ok(());
         }
-        let file = format!("/proc/{pid}/cgroup");
-        let text = fs::read_to_string(&file).map_err(Failure::file("read", &file))?;
-        if let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) {
-            self.dirs = vec![Hierarchy { controllers: Vec::new(), dir: below(Path::new(ROOT), Path::new(path)) }];
+        if let Some(dir) = current_unified(pid)? {
+            self.dirs = vec![Hierarchy { controllers: Vec::new(), dir }];
         }
         Ok(())
     }
 
-    /// How libcontainer names this place, or one below it.
-    pub(crate) fn config(&self, below_it: Option<&str>) -> CgroupConfig {
-        // An exec joins the directory as it is, also where systemd has made it: no unit is to be started for it.
-        let (cgroup_path, systemd_cgroup) = match (self.systemd, self.dirs.first()) {
-            (true, Some(first)) => (Path::new("/").join(first.dir.strip_prefix(ROOT).unwrap_or(&first.dir)), false),
-            _ => (self.path.clone(), self.systemd),
-        };
-        let cgroup_path = match below_it {
-            Some(sub) => below(&cgroup_path, &clean(Path::new(sub))),
-            None => cgroup_path,
-        };
-        CgroupConfig { cgroup_path, systemd_cgroup, container_name: self.name.clone() }
-    }
-
-    /// libcgroups' manager of this place, to apply limits with.
+    /// Makes the directories and sets the limits, except that on processes: ours would count. With systemd nothing is
+    /// made yet; see `adopt`.
     ///
     /// # Errors
-    /// When libcgroups finds no hierarchy.
-    pub(crate) fn manager(&self) -> Result<AnyCgroupManager, Failure> {
+    /// The kernel's refusal.
+    pub(crate) fn make(&self, resources: &LinuxResources) -> Result<(), Failure> {
+        if self.systemd {
+            return Ok(());
+        }
+        for hierarchy in &self.dirs {
+            self.make_dir(hierarchy)?;
+        }
+        let mut limits = resources.clone();
+        limits.set_pids(None);
+        self.limit(&limits)
+    }
+
+    fn make_dir(&self, hierarchy: &Hierarchy) -> Result<(), Failure> {
+        let cpuset = hierarchy.controllers.iter().any(|name| name == "cpuset");
+        if !cpuset && !self.unified {
+            return fs::create_dir_all(&hierarchy.dir).map_err(Failure::file("make the cgroup", &hierarchy.dir));
+        }
+        let base = self.base_of(hierarchy);
+        let mut dir = base.clone();
+        for component in hierarchy.dir.strip_prefix(&base).unwrap_or(&hierarchy.dir).components() {
+            let parent = dir.clone();
+            dir.push(component);
+            if self.unified {
+                enable_controllers(&parent);
+            }
+            match fs::create_dir(&dir) {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Failure::File { what: "make the cgroup", path: dir, source });
+                }
+                _ => {}
+            }
+            if cpuset {
+                inherit_cpuset(&parent, &dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the hierarchy is mounted.
+    fn base_of(&self, hierarchy: &Hierarchy) -> PathBuf {
+        if self.unified {
+            return PathBuf::from(ROOT);
+        }
+        let depth = Path::new(ROOT).components().count() + 1;
+        hierarchy.dir.components().take(depth).collect()
+    }
+
+    /// Lets systemd put a process that waits into a unit of its own, and learns where that is.
+    ///
+    /// # Errors
+    /// What systemd says.
+    pub(crate) fn adopt(&mut self, pid: i32, resources: &LinuxResources) -> Result<(), Failure> {
+        if !self.systemd {
+            return Ok(());
+        }
+        let refused = |error: &(dyn std::error::Error + 'static)| Failure::Cgroup {
+            what: "start the systemd unit of the container",
+            reason: chain(error),
+        };
+        // The crate's own type of the same name, from another version of nix: a pid is what they agree on.
+        self.manager()?.add_task(nix_of_crate::unistd::Pid::from_raw(pid)).map_err(|error| refused(&error))?;
+        self.locate(pid)?;
+        let mut limits = resources.clone();
+        limits.set_pids(None);
+        self.limit(&limits)
+    }
+
+    /// Sets limits; what is not given stays as it is.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(crate) fn limit(&self, resources: &LinuxResources) -> Result<(), Failure> {
+        let mut others = resources.clone();
+        let rules = others.devices().clone().unwrap_or_default();
+        others.set_devices(None);
+        if others != LinuxResources::default() {
+            let options = ControllerOpt {
+                resources: &others,
+                disable_oom_killer: others.memory().as_ref().and_then(|m| m.disable_oom_killer()).unwrap_or(false),
+                oom_score_adj: None,
+                freezer_state: None,
+            };
+            self.manager()?
+                .apply(&options)
+                .map_err(|error| Failure::Cgroup { what: "apply the limits", reason: chain(&error) })?;
+        }
+        if rules.is_empty() {
+            return Ok(());
+        }
+        match (self.unified_dir(), self.hierarchy("devices")) {
+            (Some(dir), _) => devices::enforce(dir, &rules),
+            (None, Some(hierarchy)) => devices::write(&hierarchy.dir, &rules),
+            (None, None) => {
+                Err(Failure::Cgroup { what: "restrict devices", reason: "there is no devices cgroup".into() })
+            }
+        }
+    }
+
+    /// libcgroups' manager of this place.
+    fn manager(&self) -> Result<AnyCgroupManager, Failure> {
         let config = CgroupConfig {
             cgroup_path: self.path.clone(),
             systemd_cgroup: self.systemd,
             container_name: self.name.clone(),
         };
         create_cgroup_manager(config)
-            .map_err(|error| Failure::Cgroup { what: "open the cgroup", reason: crate::error::chain(&error) })
+            .map_err(|error| Failure::Cgroup { what: "open the cgroup", reason: chain(&error) })
+    }
+
+    /// How a new process gets into it, or into a cgroup below it.
+    ///
+    /// # Errors
+    /// When the directory is not there.
+    pub(crate) fn door(&self, below_it: Option<&str>, init: Option<i32>) -> Result<Door, Failure> {
+        let place = |dir: &Path| match below_it {
+            Some(sub) => below(dir, &clean(Path::new(sub))),
+            None => dir.to_owned(),
+        };
+        if !self.unified {
+            return Ok(Door::Tasks(self.dirs.iter().map(|hierarchy| place(&hierarchy.dir).join("tasks")).collect()));
+        }
+        let Some(dir) = self.unified_dir().map(place) else { return Ok(Door::Later) };
+        // A container that has made cgroups below its own has left the latter, and nobody else can enter it then.
+        let divided = fs::read_to_string(dir.join("cgroup.subtree_control")).is_ok_and(|list| !list.trim().is_empty());
+        let dir = match init {
+            Some(init) if divided && below_it.is_none() => current_unified(init)?.unwrap_or(dir),
+            _ => dir,
+        };
+        File::open(&dir).map(|dir| Door::Into(dir.into())).map_err(Failure::file("open the cgroup", &dir))
     }
 
     /// Refuses a place in which somebody already lives.
@@ -276,6 +382,68 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// A way into a cgroup that does not wait for a grace period of the kernel, as writing `cgroup.procs` does.
+pub(crate) enum Door {
+    /// To be forked into.
+    Into(OwnedFd),
+    /// Files to which a process with one thread writes `0`.
+    Tasks(Vec<PathBuf>),
+    /// Nothing to do: systemd moves the process.
+    Later,
+}
+
+impl Door {
+    /// For `clone3(2)`.
+    pub(crate) fn directory(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Door::Into(dir) => Some(dir.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// Called by the process that enters, which has one thread.
+    ///
+    /// # Errors
+    /// Names the file that refuses.
+    pub(crate) fn enter(&self) -> Result<(), Failure> {
+        let Door::Tasks(files) = self else { return Ok(()) };
+        files.iter().try_for_each(|file| write(file, "0"))
+    }
+}
+
+/// The cgroup of a process in the unified hierarchy.
+fn current_unified(pid: i32) -> Result<Option<PathBuf>, Failure> {
+    let file = format!("/proc/{pid}/cgroup");
+    let text = fs::read_to_string(&file).map_err(Failure::file("read", &file))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    Ok(path.map(|path| below(Path::new(ROOT), Path::new(path))))
+}
+
+/// Makes every controller available below the directory; one that cannot be is missed when a limit needs it.
+fn enable_controllers(dir: &Path) {
+    let available = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let control = dir.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&control).unwrap_or_default();
+    let is_enabled = |name: &&str| enabled.split_ascii_whitespace().any(|other| other == *name);
+    for name in available.split_ascii_whitespace().filter(|name| !is_enabled(name)) {
+        let _ = fs::write(&control, format!("+{name}"));
+    }
+}
+
+/// A new v1 cpuset is empty, and nobody can enter it then.
+fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Failure> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let file = dir.join(name);
+        let current = fs::read_to_string(&file).map_err(Failure::file("read", &file))?;
+        if current.trim().is_empty() {
+            let from = parent.join(name);
+            let value = fs::read_to_string(&from).map_err(Failure::file("read", &from))?;
+            write(&file, value.trim())?;
+        }
+    }
+    Ok(())
 }
 
 fn no_freezer(what: &'static str) -> Failure {

@@ -58,7 +58,7 @@ impl Console {
             (false, Some(_)) => return refuse("cannot use console socket if the process has no terminal"),
             (true, None) if detach => return refuse("cannot allocate tty if detached without setting console socket"),
             (true, None) => Destination::Ourselves,
-            (true, Some(path)) => Destination::Socket(dial(path)?),
+            (true, Some(path)) => Destination::Socket(dial("connect to the console socket", path)?),
         };
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
             .map_err(Failure::sys("make a socket pair"))?;
@@ -86,7 +86,9 @@ impl Console {
         match self.destination {
             Destination::Ourselves => Ok(Some(master)),
             Destination::Socket(socket) => {
-                send(&socket, &master).map_err(Failure::sys("send the terminal to the console socket"))?;
+                // The text is what callers print when they are asked which terminal it is.
+                send(&socket, b"/dev/ptmx", &master)
+                    .map_err(Failure::sys("send the terminal to the console socket"))?;
                 Ok(None)
             }
         }
@@ -99,8 +101,11 @@ fn window(rows: u64, columns: u64) -> libc::winsize {
 }
 
 /// Connects to a socket whose path may be longer than a socket address can hold.
-fn dial(path: &Path) -> Result<OwnedFd, Failure> {
-    let failed = |errno: Errno| Failure::file("connect to the console socket", path)(errno.into());
+///
+/// # Errors
+/// Names the path.
+pub(crate) fn dial(what: &'static str, path: &Path) -> Result<OwnedFd, Failure> {
+    let failed = |errno: Errno| Failure::file(what, path)(errno.into());
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
     let (_dir, short) = shorten(path).map_err(failed)?;
     let address = UnixAddr::new(&short).map_err(failed)?;
@@ -120,10 +125,13 @@ fn shorten(path: &Path) -> Result<(Option<OwnedFd>, PathBuf), Errno> {
     Ok((Some(dir), short))
 }
 
-fn send(socket: &OwnedFd, master: &OwnedFd) -> Result<(), Errno> {
-    let fds = [master.as_raw_fd()];
-    // The text is what callers print when they are asked which terminal it is.
-    let text = [IoSlice::new(b"/dev/ptmx")];
+/// Sends a text and a descriptor.
+///
+/// # Errors
+/// As `sendmsg(2)`.
+pub(crate) fn send(socket: &OwnedFd, text: &[u8], fd: &OwnedFd) -> Result<(), Errno> {
+    let fds = [fd.as_raw_fd()];
+    let text = [IoSlice::new(text)];
     let rights = [ControlMessage::ScmRights(&fds)];
     sendmsg::<UnixAddr>(socket.as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None).map(drop)
 }
@@ -238,7 +246,7 @@ mod tests {
             let (_dir, short) = shorten(&path).unwrap();
             UnixListener::bind(short).unwrap()
         };
-        dial(&path).unwrap();
+        dial("connect", &path).unwrap();
         listener.accept().unwrap();
         std::fs::remove_dir_all(root).unwrap();
     }

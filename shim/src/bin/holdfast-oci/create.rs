@@ -3,17 +3,18 @@
 //! All checks come first. From the moment the state directory is claimed, a failure undoes everything: the processes,
 //! the cgroup directories, the state directory.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::sys::stat::{Mode, umask};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::cgroup::Cgroup;
 use crate::cli::{CreateArgs, Global};
 use crate::console::Console;
-use crate::devices;
 use crate::error::Failure;
 use crate::keyring;
 use crate::launch::{Launch, kill_children};
@@ -52,6 +53,7 @@ pub(crate) fn create(
     spec_check::spec(&spec)?;
     let payload = normalize::spec(&mut spec);
     let rootfs = find_rootfs(&bundle, &mut spec)?;
+    find_sources(&bundle, &mut spec)?;
     let process = spec.process().as_ref().ok_or_else(|| spec_check::Refusal::missing("process"))?;
     let console = Console::prepare(process, args.console_socket.as_deref(), detach)?;
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
@@ -95,6 +97,37 @@ fn find_rootfs(bundle: &Path, spec: &mut Spec) -> Result<PathBuf, Failure> {
     Ok(rootfs)
 }
 
+/// Resolves the sources of bind mounts, which the bundle may give relative to itself, while errors can still name them.
+fn find_sources(bundle: &Path, spec: &mut Spec) -> Result<(), Failure> {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let bind = mount.typ().as_deref() == Some("bind");
+        let Some(source) = mount.source().clone().filter(|_| bind) else { continue };
+        let path = bundle.join(source);
+        fs::metadata(&path).map_err(Failure::file("find the source of a mount", &path))?;
+        mount.set_source(Some(path));
+    }
+    Ok(())
+}
+
+/// Makes the working directory if the root filesystem has none, as runc does. One inside a mount is the mount's affair.
+fn make_cwd(spec: &Spec, rootfs: &Path) -> Result<(), Failure> {
+    let Some(process) = spec.process() else { return Ok(()) };
+    let cwd = process.cwd();
+    let covers = |destination: &Path| destination != Path::new("/") && cwd.starts_with(destination);
+    if spec.mounts().iter().flatten().any(|mount| covers(mount.destination())) {
+        return Ok(());
+    }
+    let failed = |error: pathrs::error::Error| Failure::Start {
+        reason: format!("cannot make process.cwd {}: {}", cwd.display(), crate::error::chain(&error)),
+    };
+    // Links of the image are followed inside the root filesystem.
+    let root = pathrs::Root::open(rootfs).map_err(failed)?;
+    if root.resolve(cwd).is_err() {
+        root.mkdir_all(cwd, &Permissions::from_mode(0o755)).map_err(failed)?;
+    }
+    Ok(())
+}
+
 /// Makes everything that `undo` undoes.
 fn make(
     container: &mut Container,
@@ -106,6 +139,7 @@ fn make(
 ) -> Result<Option<OwnedFd>, Failure> {
     let Container { dir, record } = container;
     record.cgroup.must_be_empty()?;
+    make_cwd(&spec, &record.rootfs)?;
     record.new_keyring = !args.no_new_keyring;
     // Before there is anything to clean up, so that `delete --force` knows where to look should we be killed.
     dir.save(record)?;
@@ -114,24 +148,30 @@ fn make(
         keyring::join(&record.id)?;
     }
     let changes = mounts::changes(&spec, record.cgroup.unified);
-    let rules = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).and_then(|r| r.devices().clone());
     let owner = stdio_owner(&spec);
+    let spec = Rc::new(spec);
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    if let Some(resources) = resources {
+        record.cgroup.make(resources)?;
+    }
     let launch = Launch {
-        spec,
-        record,
+        spec: Rc::clone(&spec),
         notify_socket: dir.notify_socket(),
-        cgroup: record.cgroup.config(None),
+        door: record.cgroup.door(None, None)?,
         console: console.as_mut().and_then(Console::take_theirs),
         preserve_fds: args.preserve_fds,
         no_pivot: args.no_pivot,
         payload,
     };
-    let pid = launch.init(log)?;
+    let pid = launch.init(record, log)?;
     record.init = ProcessName::of(pid);
-    record.cgroup.locate(pid)?;
     dir.save(record)?;
-    if let Some(cgroup) = record.cgroup.unified_dir() {
-        devices::enforce(cgroup, rules.as_deref().unwrap_or_default())?;
+    // Last, since our own processes in the cgroup counted too; now there is one.
+    let pids = resources.and_then(|resources| resources.pids().as_ref());
+    if pids.is_some() {
+        let mut limits = LinuxResources::default();
+        limits.set_pids(pids.cloned());
+        record.cgroup.limit(&limits)?;
     }
     mounts::apply(pid, &changes)?;
     crate::console::give_stdio(pid, owner);

@@ -1,4 +1,4 @@
-//! Device rules on cgroup v2: a BPF program of our own, attached to the container's cgroup before `start`.
+//! Device rules. On cgroup v1 they are lines in two files; on cgroup v2 a BPF program of our own, attached to the container's cgroup before `start`.
 //!
 //! cgroup v2 has no device files; the kernel asks a program for every open and mknod of a device. The program walks the
 //! rules from the last to the first and keeps the accesses that are still to be decided: for each of read, write and
@@ -82,6 +82,22 @@ impl Rule {
         }
     }
 
+    /// The rule as cgroup v1 wants it.
+    fn line(&self) -> String {
+        let kind = match self.kind {
+            Some(BLOCK) => 'b',
+            Some(_) => 'c',
+            None => 'a',
+        };
+        let number = |number: Option<i32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
+        let access: String = [('r', READ), ('w', WRITE), ('m', MKNOD)]
+            .iter()
+            .filter(|(_, bit)| self.access & bit != 0)
+            .map(|(c, _)| c)
+            .collect();
+        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+    }
+
     /// The instructions that apply the rule, or fall through to the next one.
     fn instructions(&self) -> Vec<Instruction> {
         let mut verdict = Vec::new();
@@ -145,6 +161,18 @@ fn program(rules: &[LinuxDeviceCgroup]) -> Vec<Instruction> {
     program.push(op(MOVE, RESULT, 0, 0, 0));
     program.push(op(EXIT, 0, 0, 0, 0));
     program
+}
+
+/// Writes the rules to a cgroup v1 `devices` directory; those that hold always come last, as in the program.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub(crate) fn write(dir: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(), Failure> {
+    for rule in rules.iter().map(Rule::from_spec).chain(always_allowed()) {
+        let file = dir.join(if rule.allow { "devices.allow" } else { "devices.deny" });
+        std::fs::write(&file, rule.line()).map_err(Failure::file("write a device rule to", file))?;
+    }
+    Ok(())
 }
 
 const PROG_LOAD: libc::c_int = 5;
@@ -386,6 +414,14 @@ mod tests {
         assert!(decide(&program, BLOCK, READ | WRITE, 8, 1), "two rules together");
         assert!(!decide(&program, BLOCK, READ, 8, 2));
         assert!(!decide(&program, CHARACTER, READ, 8, 0));
+    }
+
+    #[test]
+    fn rules_are_written_as_v1_reads_them() {
+        let line = |json: &str| Rule::from_spec(&serde_json::from_str(json).unwrap()).line();
+        assert_eq!(line(r#"{"allow":false,"access":"rwm"}"#), "a *:* rwm");
+        assert_eq!(line(r#"{"allow":true,"type":"c","major":136,"access":"rw"}"#), "c 136:* rw");
+        assert_eq!(line(r#"{"allow":true,"type":"b","major":8,"minor":1,"access":"mr"}"#), "b 8:1 rm");
     }
 
     #[test]

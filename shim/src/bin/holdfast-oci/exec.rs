@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::str::FromStr;
 
 use oci_spec::runtime::{
@@ -29,10 +30,13 @@ use crate::spec_check::{self, Refusal};
 /// When the container does not run or the process cannot be started.
 pub(crate) fn run(global: &Global, args: &ExecArgs, log: &Log) -> Result<u8, Failure> {
     prepare_process(args.preserve_fds)?;
-    let container = RunRoot::new(&global.root).load(&args.id)?;
+    let mut container = RunRoot::new(&global.root).load(&args.id)?;
     let init = executable(&container, args.ignore_paused)?;
     let spec = container.dir.spec()?;
     let mut process = requested(args, &spec)?;
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(spec.process().as_ref().and_then(|process| process.exec_cpu_affinity().clone()));
+    }
     spec_check::process(&process)?;
     let payload = normalize::process(&mut process);
     let mut console = Console::prepare(&process, args.console_socket.as_deref(), args.detach)?;
@@ -44,16 +48,15 @@ pub(crate) fn run(global: &Global, args: &ExecArgs, log: &Log) -> Result<u8, Fai
     let namespaces = Namespaces::open(init, linux)?;
     let owner = host_uid(process.user().uid(), linux.uid_mappings().as_deref().unwrap_or_default());
     let launch = Launch {
-        spec: tenant(&spec, linux, process, namespaces.list()?)?,
-        record: &container.record,
+        spec: Rc::new(tenant(&spec, linux, process, namespaces.list())),
         notify_socket: container.dir.path().join(format!("exec-{}.sock", std::process::id())),
-        cgroup: container.record.cgroup.config(args.cgroup.as_deref()),
+        door: container.record.cgroup.door(args.cgroup.as_deref(), Some(init.pid))?,
         console: console.as_mut().and_then(Console::take_theirs),
         preserve_fds: args.preserve_fds,
         no_pivot: false,
         payload,
     };
-    let pid = launch.tenant(owner, log)?;
+    let pid = launch.tenant(&mut container.record, owner, log)?;
     let finish = || -> Result<Option<OwnedFd>, Failure> {
         let master = console.take().map(Console::hand_over).transpose()?.flatten();
         if let Some(path) = &args.pid_file {
@@ -205,12 +208,12 @@ impl Namespaces {
 
     /// As libcontainer wants them. `/proc/self` may be used in every process that inherits the descriptors, as long as
     /// the mount namespace comes last, which it does.
-    fn list(&self) -> Result<Vec<LinuxNamespace>, Failure> {
+    fn list(&self) -> Vec<LinuxNamespace> {
         let build = |(typ, file): &(LinuxNamespaceType, File)| {
             let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()));
             LinuxNamespaceBuilder::default().typ(*typ).path(path).build().expect("every field has a default")
         };
-        Ok(self.open.iter().map(build).collect())
+        self.open.iter().map(build).collect()
     }
 }
 
@@ -229,7 +232,7 @@ fn file_name(typ: LinuxNamespaceType) -> &'static str {
 }
 
 /// The specification of the new process: what the container has, less what was done once when it was made.
-fn tenant(spec: &Spec, linux: &Linux, process: Process, namespaces: Vec<LinuxNamespace>) -> Result<Spec, Failure> {
+fn tenant(spec: &Spec, linux: &Linux, process: Process, namespaces: Vec<LinuxNamespace>) -> Spec {
     let mut inner = LinuxBuilder::default().namespaces(namespaces).build().expect("every field has a default");
     inner.set_seccomp(linux.seccomp().clone());
     inner.set_personality(linux.personality().clone());
@@ -241,5 +244,5 @@ fn tenant(spec: &Spec, linux: &Linux, process: Process, namespaces: Vec<LinuxNam
     tenant.set_mounts(None);
     tenant.set_hooks(None);
     tenant.set_hostname(None);
-    Ok(tenant)
+    tenant
 }

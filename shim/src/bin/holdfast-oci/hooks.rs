@@ -1,4 +1,4 @@
-//! The hooks that run after a container has started and after it was deleted; libcontainer runs the earlier ones.
+//! The hooks that run in our namespaces; libcontainer runs those in the container's (createContainer, startContainer).
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::process::CommandExt;
@@ -6,12 +6,22 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::{Hook, Hooks, Spec};
 
 use crate::error::Failure;
 use crate::log::Log;
-use crate::record::{Container, Status};
+use crate::record::{Container, Record, Status};
 use crate::state::document;
+
+/// Runs the prestart and createRuntime hooks: the namespaces exist, the root has not changed yet.
+///
+/// # Errors
+/// The first hook that fails.
+pub(crate) fn before_pivot(record: &Record, hooks: &Hooks, pid: i32) -> Result<(), Failure> {
+    let state = document(record, Status::Creating, pid).to_string();
+    run_all("prestart", hooks.prestart(), &state)?;
+    run_all("createRuntime", hooks.create_runtime(), &state)
+}
 
 /// Runs the poststart hooks.
 ///
@@ -19,18 +29,20 @@ use crate::state::document;
 /// The first hook that fails.
 pub(crate) fn poststart(container: &Container) -> Result<(), Failure> {
     let spec = container.dir.spec()?;
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref()).unwrap_or_default();
-    hooks
-        .iter()
-        .enumerate()
-        .try_for_each(|(index, hook)| run("poststart", index, hook, &document(container, Status::Running).to_string()))
+    let hooks = spec.hooks().as_ref().map_or(&None, Hooks::poststart);
+    run_all("poststart", hooks, &container.document().to_string())
+}
+
+fn run_all(kind: &'static str, hooks: &Option<Vec<Hook>>, state: &str) -> Result<(), Failure> {
+    hooks.iter().flatten().enumerate().try_for_each(|(index, hook)| run(kind, index, hook, state))
 }
 
 /// Runs all poststop hooks; the container is gone, so that a failure is only logged.
 pub(crate) fn poststop(container: &Container, spec: &Spec, log: &Log) {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref()).unwrap_or_default();
+    let state = document(&container.record, Status::Stopped, 0).to_string();
     for (index, hook) in hooks.iter().enumerate() {
-        if let Err(failure) = run("poststop", index, hook, &document(container, Status::Stopped).to_string()) {
+        if let Err(failure) = run("poststop", index, hook, &state) {
             log.warning(&failure.to_string());
         }
     }

@@ -5,7 +5,6 @@ use serde_json::Value;
 use crate::cli::{Global, ListArgs, ListFormat};
 use crate::error::Failure;
 use crate::record::RunRoot;
-use crate::state::document;
 
 /// Prints them. One whose record cannot be read is shown as `unreadable`, never left out.
 ///
@@ -21,7 +20,7 @@ pub(crate) fn run(global: &Global, args: &ListArgs) -> Result<u8, Failure> {
     let documents: Vec<Value> = ids
         .iter()
         .map(|id| match root.load(id) {
-            Ok(container) => document(&container, container.status()),
+            Ok(container) => container.document(),
             Err(_) => serde_json::json!({ "id": id, "pid": 0, "status": "unreadable" }),
         })
         .collect();

@@ -12,6 +12,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tracing::field::{Field, Visit};
@@ -84,26 +85,63 @@ pub(crate) struct Collected {
 }
 
 impl Collected {
-    /// The first error event, which is the innermost: the process that fails logs on the way up. With `--debug`
-    /// everything is returned to the log as well.
-    pub(crate) fn innermost(self, log: &Log) -> Option<String> {
+    /// The reason with what was logged about it. With `--debug` everything goes to the log as well.
+    pub(crate) fn explain(self, reason: &str, log: &Log) -> String {
         let mut bytes = Vec::new();
         // The pipe is non-blocking, so that the read ends where the events end even if a process still holds the
         // other end.
         let mut reader = File::from(self.reader);
         let _ = reader.read_to_end(&mut bytes);
         let text = String::from_utf8_lossy(&bytes);
-        let mut first = None;
+        let mut errors = Vec::new();
         for record in text.split('\0').filter(|record| !record.is_empty()) {
-            let Some((level, message)) = record.split_once(' ') else { continue };
-            if level == "ERROR" {
-                first.get_or_insert_with(|| message.to_owned());
-            } else if log.debug {
-                log.append("debug", message);
+            match record.split_once(' ') {
+                Some(("ERROR", message)) => errors.push(message),
+                Some((_, message)) if log.debug => log.append("debug", message),
+                _ => {}
             }
         }
-        first
+        explain(reason, &errors)
     }
+}
+
+/// Joins a reason, the innermost error event (which is the first: the process that fails logs on the way up) and the
+/// system's error, which the crate often leaves out of its texts but not out of its events.
+fn explain(reason: &str, errors: &[&str]) -> String {
+    let Some(first) = errors.first() else { return reason.to_owned() };
+    let first = readable(first);
+    let system = errors.iter().rev().find_map(|event| errno_in(event)).map(|errno| errno.desc().to_lowercase());
+    let mut text = reason.to_owned();
+    for more in [Some(first), system].into_iter().flatten() {
+        let known = text.to_lowercase().contains(&more.to_lowercase()) || more.contains(reason) && !reason.is_empty();
+        if !known {
+            text = if text.is_empty() { more } else { format!("{text}: {more}") };
+        }
+    }
+    if text == reason { text } else { format!("error during container init: {text}") }
+}
+
+/// An event without what only a developer of the crate reads: the debug form of a mount, and error codes.
+fn readable(event: &str) -> String {
+    let between = |text: &str, from: &str, to: &str| {
+        let rest = &text[text.find(from)? + from.len()..];
+        Some(rest[..rest.find(to)?].to_owned())
+    };
+    if event.starts_with("failed to mount Mount {") {
+        let destination = between(event, "destination: \"", "\"").unwrap_or_default();
+        let source = between(event, "source: Some(\"", "\")").unwrap_or_default();
+        return format!("error mounting {source:?} to rootfs at {destination:?}");
+    }
+    let end = [", err=", ", errno=", ", e="].iter().filter_map(|field| event.find(field)).min();
+    event[..end.unwrap_or(event.len())].to_owned()
+}
+
+/// The system's error that an event names by its symbol.
+fn errno_in(event: &str) -> Option<Errno> {
+    let words = event.split(|c: char| !c.is_ascii_alphanumeric());
+    words.filter(|word| word.len() > 2 && word.starts_with('E')).find_map(|word| {
+        (1..134).map(Errno::from_raw).find(|errno| *errno != Errno::UnknownErrno && format!("{errno:?}") == word)
+    })
 }
 
 /// Writes events to the pipe, one write each, ended by a zero byte.
@@ -175,6 +213,23 @@ mod tests {
         assert_eq!(value["msg"], "exec: \"x\": not found");
         assert_eq!(value["time"], "2026-01-02T03:04:05Z");
         assert!(line.ends_with('\n') && line.matches('\n').count() == 1);
+    }
+
+    #[test]
+    fn a_reason_gets_its_cause_and_the_systems_error_once() {
+        let mount = "failed to mount Mount { destination: \"/v\", typ: Some(\"nofs\"), source: Some(\"x\") }: syscall";
+        let events = [mount, "failed to prepare rootfs, err=Mount(Syscall(Nix(ENODEV)))"];
+        assert_eq!(
+            explain("failed to prepare rootfs", &events),
+            "error during container init: failed to prepare rootfs: error mounting \"x\" to rootfs at \"/v\": no such device"
+        );
+        assert_eq!(
+            explain("failed to unix syscall", &["failed to chdir, e=ENOENT"]),
+            "error during container init: failed to unix syscall: failed to chdir: no such file or directory"
+        );
+        let exec = "exec: \"x\": stat x: no such file or directory";
+        assert_eq!(explain(exec, &[&format!("failed to initialize container process: {exec}")]), exec);
+        assert_eq!(explain("alone", &[]), "alone");
     }
 
     #[test]

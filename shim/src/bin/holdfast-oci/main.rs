@@ -8,7 +8,8 @@
 //!   it would get wrong;
 //! - `record` keeps the state directory, `process` says what is true of a pid, and a container's status is always
 //!   derived from the two, never remembered;
-//! - `launch` drives libcontainer for `create` and `exec`; `payload` is the code that runs last in the container;
+//! - `launch` starts processes for `create` and `exec`, with libcontainer from the container's inside on; `payload` is
+//!   the code that runs last there;
 //! - `cgroup`, `devices` and `mounts` do what the crate leaves out.
 
 mod cgroup;
@@ -28,6 +29,7 @@ mod launch;
 mod list;
 mod log;
 mod mounts;
+mod network;
 mod normalize;
 mod pause;
 mod payload;
@@ -36,6 +38,7 @@ mod protect;
 mod ps;
 mod record;
 mod run;
+mod seccomp;
 mod signals;
 mod spec_check;
 mod start;

@@ -71,7 +71,7 @@ fn overlay(own: &File) -> Result<OwnedFd, Errno> {
         return Err(Errno::EINVAL);
     }
     let mut lower = dir.as_os_str().as_bytes().to_vec();
-    lower.extend_from_slice(b":/proc");
+    lower.extend_from_slice(b":/sys");
     let lower = CString::new(lower).map_err(|_| Errno::EINVAL)?;
     let mount = sys::detached_overlay(&lower)?;
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

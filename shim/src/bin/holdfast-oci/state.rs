@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::error::Failure;
-use crate::record::{Container, RunRoot, Status};
+use crate::record::{Container, Record, RunRoot, Status};
 
 /// The version of the runtime specification that this program follows.
 pub(crate) const OCI_VERSION: &str = "1.2.0";
@@ -15,18 +15,12 @@ pub(crate) const OCI_VERSION: &str = "1.2.0";
 /// [`Failure::NoContainer`](crate::error::Failure::NoContainer), or a record that cannot be read.
 pub(crate) fn run(global: &Global, id: &str) -> Result<u8, Failure> {
     let container = RunRoot::new(&global.root).load(id)?;
-    let status = container.status();
-    println!("{:#}", document(&container, status));
+    println!("{:#}", container.document());
     Ok(0)
 }
 
-/// The OCI state, with what runc adds to it. A stopped container has no pid.
-pub(crate) fn document(container: &Container, status: Status) -> Value {
-    let record = &container.record;
-    let pid = match status {
-        Status::Stopped | Status::Creating => 0,
-        _ => record.init.map_or(0, |init| init.pid),
-    };
+/// The OCI state, with what runc adds to it.
+pub(crate) fn document(record: &Record, status: Status, pid: i32) -> Value {
     let mut document = json!({
         "ociVersion": OCI_VERSION,
         "id": record.id,
@@ -41,4 +35,16 @@ pub(crate) fn document(container: &Container, status: Status) -> Value {
         document["annotations"] = json!(record.annotations);
     }
     document
+}
+
+impl Container {
+    /// What is true of the container now. A stopped one has no pid.
+    pub(crate) fn document(&self) -> Value {
+        let status = self.status();
+        let pid = match status {
+            Status::Stopped | Status::Creating => 0,
+            _ => self.record.init.map_or(0, |init| init.pid),
+        };
+        document(&self.record, status, pid)
+    }
 }

@@ -94,6 +94,25 @@ pub(crate) fn window_size(terminal: BorrowedFd<'_>) -> Result<libc::winsize, Err
     check(value.into()).map(|_| size)
 }
 
+/// Takes over a descriptor that the crate has received for us.
+pub(crate) fn adopt_fd(fd: RawFd) -> OwnedFd {
+    own(fd.into())
+}
+
+/// Writes to a descriptor that belongs to the other side of a fork.
+///
+/// # Errors
+/// As `write(2)`.
+pub(crate) fn write_all(fd: RawFd, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the caller's copy of the descriptor stays open until the process ends, which is after this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        rest = &rest[nix::unistd::write(fd, rest)?..];
+    }
+    Ok(())
+}
+
 /// Receives one descriptor over a socket.
 ///
 /// # Errors
@@ -151,6 +170,76 @@ pub(crate) fn in_child(work: impl FnOnce() -> Result<(), Errno>) -> Result<(), E
             }
         },
     }
+}
+
+/// Which side of [`clone`] this is.
+pub(crate) enum Side {
+    /// The new process.
+    Child,
+    /// The old one, which learns the pid.
+    Parent(i32),
+}
+
+/// The argument of `clone3(2)`, version 2.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Forks: as a child of ours, or of our parent; into our cgroup, or straight into another one of the unified
+/// hierarchy (moving a process there later would wait for a grace period of the kernel).
+///
+/// # Errors
+/// As `clone3(2)`.
+pub(crate) fn clone(sibling: bool, cgroup: Option<BorrowedFd<'_>>) -> Result<Side, Errno> {
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut args = CloneArgs::default();
+    if sibling {
+        // No signal may be given then: the parent gets the one that it gets for us.
+        args.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
+    } else {
+        args.exit_signal = u64::from((Signal::SIGCHLD as i32).cast_unsigned());
+    }
+    if let Some(cgroup) = cgroup {
+        args.flags |= INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
+    // SAFETY: without CLONE_VM and with no stack this is fork(2); the program has one thread, so the child may go on as
+    // if nothing had happened.
+    let value = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match check(value) {
+        Ok(0) => Ok(Side::Child),
+        Ok(pid) => Ok(Side::Parent(i32::try_from(pid).unwrap_or_default())),
+        // Filters that do not know clone3 say that it does not exist.
+        Err(Errno::ENOSYS) if cgroup.is_none() => old_clone(&args),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn old_clone(args: &CloneArgs) -> Result<Side, Errno> {
+    // SAFETY: as above; all pointers are null.
+    let value = unsafe { libc::syscall(libc::SYS_clone, args.flags | args.exit_signal, 0, 0, 0, 0) };
+    match check(value)? {
+        0 => Ok(Side::Child),
+        pid => Ok(Side::Parent(i32::try_from(pid).unwrap_or_default())),
+    }
+}
+
+/// Ends this process at once, without running what its parent has registered for the end.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns, and touches nothing.
+    unsafe { libc::_exit(code) }
 }
 
 /// The argument of `mount_setattr(2)`.

@@ -4,12 +4,10 @@ use std::fs;
 use std::io::{Read, stdin};
 use std::path::Path;
 
-use libcgroups::common::{CgroupManager, ControllerOpt};
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 
 use crate::cli::{Global, UpdateArgs};
-use crate::devices;
-use crate::error::{Failure, chain};
+use crate::error::Failure;
 use crate::record::{RunRoot, Status};
 use crate::spec_check;
 
@@ -26,14 +24,7 @@ pub(crate) fn run(global: &Global, args: &UpdateArgs) -> Result<u8, Failure> {
     let cgroup = &container.record.cgroup;
     spec_check::resources("resources", &resources)?;
     spec_check::limits("resources", &resources, cgroup.unified)?;
-    let options =
-        ControllerOpt { resources: &resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
-    let refused = |reason| Failure::Cgroup { what: "apply the limits", reason };
-    cgroup.manager()?.apply(&options).map_err(|error| refused(chain(&error)))?;
-    match (cgroup.unified_dir(), resources.devices()) {
-        (Some(dir), Some(rules)) if !rules.is_empty() => devices::enforce(dir, rules)?,
-        _ => {}
-    }
+    cgroup.limit(&resources)?;
     Ok(0)
 }
 
