@@ -19,6 +19,8 @@ pub mod containerd;
 pub mod eventually;
 pub mod fake_containerd;
 pub mod fake_runtime;
+pub mod oci_bundle;
+pub mod parity;
 pub mod process;
 pub mod programs;
 pub mod scene;
