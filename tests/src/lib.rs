@@ -23,6 +23,7 @@ pub mod fake_runtime;
 pub mod freezable;
 pub mod holdfastd;
 pub mod oci_bundle;
+pub mod parity;
 pub mod process;
 pub mod programs;
 pub mod scene;

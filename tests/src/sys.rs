@@ -44,3 +44,10 @@ pub fn fork_child(child: impl FnOnce()) -> nix::Result<nix::unistd::Pid> {
         }
     }
 }
+
+/// Takes over a descriptor that a control message has just brought.
+pub fn own(fd: std::os::fd::RawFd) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: recvmsg(2) has made this descriptor for us, and the caller passes it here once, so nobody else closes it.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+}
