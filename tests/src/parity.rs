@@ -117,7 +117,8 @@ impl Stage {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/var/www:/bin/sh\n";
         write(&root.join("etc/passwd"), passwd, 0o644);
         write(&root.join("etc/group"), "root:x:0:\ntty:x:5:\nweb:x:33:\n", 0o644);
-        for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", "data/file", "data/dir/inner/file", "data/ro/file"] {
+        for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", "data/file", "data/dir/inner/file", "data/ro/file"]
+        {
             write(&root.join(file), "of the root file system\n", 0o644);
         }
         write(&root.join("probe"), include_str!("parity-probe.sh"), 0o755);
@@ -395,8 +396,7 @@ fn receive_master(listener: &UnixListener) -> fs::File {
     let mut bytes = [0_u8; 4096];
     let mut iov = [std::io::IoSliceMut::new(&mut bytes)];
     let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let message =
-        recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).expect("a message");
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).expect("a message");
     for control in message.cmsgs().expect("whole control messages") {
         if let ControlMessageOwned::ScmRights(fds) = control {
             return fs::File::from(crate::sys::own(fds[0]));
@@ -431,9 +431,7 @@ fn sections(group: &str, output: &str, facts: &mut Facts) {
                 Some(value) => (format!("{group}/status/{key}"), value),
                 None => continue,
             },
-            ("limits", _) if line.len() > 26 => {
-                (format!("{group}/limits/{}", line[..26].trim()), squeeze(&line[26..]))
-            }
+            ("limits", _) if line.len() > 26 => (format!("{group}/limits/{}", line[..26].trim()), squeeze(&line[26..])),
             (_, Some((key, value))) if line.contains('\t') => (format!("{group}/{section}/{key}"), value.to_owned()),
             _ => (format!("{group}/{section}"), line.to_owned()),
         };
@@ -469,8 +467,21 @@ fn outside(pid: u32, facts: &mut Facts) {
     note(facts, "proc/status/NSpid-depth", &depth.to_string());
     sections("proc", &format!("== limits\n{}", read("limits")), facts);
     for name in [
-        "oom_score_adj", "uid_map", "gid_map", "setgroups", "cmdline", "environ", "cgroup", "attr/current", "loginuid",
-        "sessionid", "coredump_filter", "timerslack_ns", "personality", "comm", "timens_offsets",
+        "oom_score_adj",
+        "uid_map",
+        "gid_map",
+        "setgroups",
+        "cmdline",
+        "environ",
+        "cgroup",
+        "attr/current",
+        "loginuid",
+        "sessionid",
+        "coredump_filter",
+        "timerslack_ns",
+        "personality",
+        "comm",
+        "timens_offsets",
     ] {
         note(facts, &format!("proc/{name}"), read(name).replace('\0', "\n").trim_end());
     }

@@ -151,7 +151,8 @@ fn broken_specifications_fail_at_the_same_step_with_the_same_code_and_the_words_
         for phrase in case["phrases"].as_array().unwrap() {
             let phrase = phrase.as_str().unwrap();
             // In any case: Docker compares in lower case.
-            let says = |ended: &Ended| ended.complaint.replace("\\\"", "\"").to_lowercase().contains(&phrase.to_lowercase());
+            let says =
+                |ended: &Ended| ended.complaint.replace("\\\"", "\"").to_lowercase().contains(&phrase.to_lowercase());
             let (theirs_says, ours_says) = (says(&theirs), says(&ended));
             if theirs_says != ours_says || !ours_says {
                 judge.differs(&spec, &format!("phrase/{phrase}"), &theirs.complaint, &ended.complaint);

@@ -214,7 +214,7 @@ fn options_that_cannot_be_decoded_are_refused_or_left_for_create() {
     if output.status.success() {
         world.launch(&bundle).attach(&String::from_utf8(output.stdout).unwrap()).shutdown();
     } else {
-        assert_refused(&world, &output, "stdin");
+        assert_refused(&world, &output, "standard input");
     }
 }
 
