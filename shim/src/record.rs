@@ -44,14 +44,9 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)
 }
 
-/// Removes the directory of a container, and those above it that are empty then: its namespace's, its instance's.
+/// Removes the directory of a container. Those of its namespace and instance stay: the next container will want them.
 pub(crate) fn remove_dir(dir: &Path) {
     let _ = fs::remove_dir_all(dir);
-    for parent in dir.ancestors().skip(1).take(2) {
-        if fs::remove_dir(parent).is_err() {
-            return;
-        }
-    }
 }
 
 /// Which boot this is; records of another are void.

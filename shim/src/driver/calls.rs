@@ -191,8 +191,9 @@ impl State {
                 launch.console = Some(socket.map_err(|e| failure(format!("cannot make a console socket: {e}")))?);
             }
             if matches!(process, ProcessId::Exec(_)) {
-                let path = container.dir.join("exec").join(format!("{}.json", process.exec_id()));
-                let written = record::replace(&path, &settings.spec, 0o600);
+                let dir = container.dir.join("exec");
+                let path = dir.join(format!("{}.json", process.exec_id()));
+                let written = record::make_dir(&dir).and_then(|()| record::replace(&path, &settings.spec, 0o600));
                 written.map_err(|e| failure(format!("cannot write {}: {e}", path.display())))?;
                 launch.spec = Some(path);
             }
@@ -201,9 +202,12 @@ impl State {
             let file = runner::memory_file(resources);
             launch.input = Some(file.map_err(|e| failure(format!("cannot pass the resources on: {e}")))?);
         }
-        let pid_file = process.map(|process| container.pid_file(&process)).unwrap_or_default();
-        // One of an earlier try names a stranger by now.
-        let _ = std::fs::remove_file(&pid_file);
+        let pid_file = process.map(|process| container.pid_file(&process));
+        if let Some(pid_file) = &pid_file {
+            // One of an earlier try names a stranger by now.
+            let _ = std::fs::remove_file(pid_file);
+        }
+        let pid_file = pid_file.unwrap_or_default();
         let console = launch.console.as_ref().map(ConsoleSocket::path);
         let spec = launch.spec.clone().unwrap_or_default();
         let verb = match work {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use holdfast_proto::record::{ExitRecord, ProcessRecord, ProcessState, Record, RuntimeRef, SCHEMA, ShimIdentity};
@@ -78,7 +77,6 @@ impl Container {
     /// Writes what `delete` needs if this process is gone by then (contract 1.7).
     pub(super) fn write_options(&self) -> io::Result<()> {
         record::make_dir(&self.dir)?;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(self.dir.join("exec"))?;
         record::replace(&self.bundle.join("options.json"), self.options.to_json().as_bytes(), 0o600)?;
         let binary = self.runtime.binary.to_string_lossy();
         record::replace(&self.bundle.join("runtime"), binary.as_bytes(), 0o600)
