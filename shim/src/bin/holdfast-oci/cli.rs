@@ -6,9 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::record::RunRoot;
 
+/// What `--version` says after the name; the second line is for callers that look for it, as runc has it.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+
 /// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "holdfast-oci", version, about = "OCI runtime of holdfast", disable_help_subcommand = true)]
+#[command(name = "holdfast-oci", version = VERSION, about = "OCI runtime of holdfast", disable_help_subcommand = true)]
 #[command(disable_version_flag = true)]
 pub(crate) struct Cli {
     /// Print the version

@@ -5,11 +5,11 @@
 
 use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, makedev, umask};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::cgroup::Cgroup;
@@ -77,9 +77,7 @@ pub(crate) fn create(
 pub(crate) fn prepare_process(preserve_fds: u32) -> Result<(), Failure> {
     umask(Mode::from_bits_truncate(0o022));
     // libcontainer does so too, but late: a hook would inherit what the caller left open.
-    sys::close_on_exec_from(3 + preserve_fds).map_err(Failure::sys("mark inherited descriptors"))?;
-    // A notification socket of the caller's service is none of the container's.
-    Ok(())
+    sys::close_on_exec_from(3 + preserve_fds).map_err(Failure::sys("mark inherited descriptors"))
 }
 
 fn load_spec(bundle: &Path) -> Result<Spec, Failure> {
@@ -128,6 +126,37 @@ fn make_cwd(spec: &Spec, rootfs: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Links that libcontainer makes in `/dev`, and fails to make if they exist.
+const DEV_LINKS: [&str; 5] = ["fd", "stdin", "stdout", "stderr", "kcore"];
+/// Devices that it makes there, with their minor numbers; all but `tty` have the major number 1.
+const DEV_NODES: [(&str, u64, u64); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Judges and clears the root filesystem's own `/dev`.
+///
+/// libcontainer follows a link there out of the root filesystem, and makes and deletes files of the host. And without a
+/// mount on `/dev` it cannot use a root filesystem twice: what an earlier container was given is removed first.
+fn prepare_dev(spec: &Spec, rootfs: &Path) -> Result<(), Failure> {
+    let dev = rootfs.join("dev");
+    let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    if is_link(&dev) {
+        return Err(Failure::Start { reason: format!("{} must not be a symbolic link", dev.display()) });
+    }
+    if spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new("/dev")) {
+        return Ok(());
+    }
+    let links = DEV_LINKS.iter().map(|name| dev.join(name)).filter(|path| is_link(path));
+    let nodes = DEV_NODES.iter().filter_map(|&(name, major, minor)| {
+        let path = dev.join(name);
+        let number = fs::symlink_metadata(&path).ok()?.rdev();
+        (number == makedev(major, minor)).then_some(path)
+    });
+    for path in links.chain(nodes) {
+        fs::remove_file(&path).map_err(Failure::file("replace", &path))?;
+    }
+    Ok(())
+}
+
 /// Makes everything that `undo` undoes.
 fn make(
     container: &mut Container,
@@ -139,6 +168,7 @@ fn make(
 ) -> Result<Option<OwnedFd>, Failure> {
     let Container { dir, record } = container;
     record.cgroup.must_be_empty()?;
+    prepare_dev(&spec, &record.rootfs)?;
     make_cwd(&spec, &record.rootfs)?;
     record.new_keyring = !args.no_new_keyring;
     // Before there is anything to clean up, so that `delete --force` knows where to look should we be killed.

@@ -112,8 +112,20 @@ fn plain(error: &(dyn Error + 'static)) -> String {
     }
     match error.downcast_ref::<Errno>() {
         Some(errno) => errno.desc().to_lowercase(),
-        None => error.to_string(),
+        None => without_codes(&error.to_string()),
     }
+}
+
+/// Removes what the standard library appends to the system's own words: ` (os error 2)`.
+pub(crate) fn without_codes(text: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(" (os error ") {
+        kept.push_str(&rest[..at]);
+        let after = &rest[at..];
+        rest = after.find(')').map_or("", |end| &after[end + 1..]);
+    }
+    kept + rest
 }
 
 #[cfg(test)]
@@ -127,6 +139,15 @@ mod tests {
         assert_eq!(chain(&failure), "cannot read \"/nowhere/config.json\": no such file or directory");
         let failure = Failure::sys("join the cgroup")(Errno::EACCES);
         assert_eq!(chain(&failure), "cannot join the cgroup: permission denied");
+    }
+
+    #[test]
+    fn numbers_of_system_errors_are_left_out() {
+        assert_eq!(
+            without_codes("open /x: No such file (os error 2), then y (os error 13)"),
+            "open /x: No such file, then y"
+        );
+        assert_eq!(without_codes("nothing"), "nothing");
     }
 
     #[test]

@@ -286,9 +286,8 @@ impl Stage<'_> {
     /// The container's process; returns only if the payload could not be executed.
     fn init(&mut self) -> i32 {
         let _ = nix::sys::prctl::set_name(c"holdfast:init");
-        // Ours would keep the other ends from noticing the end of those that matter.
+        // Ours would keep init from noticing the end of the one that matters.
         let _ = self.init_sender.close();
-        let _ = self.main.shutdown(std::net::Shutdown::Read);
         let Err(error) = container_init_process(self.args, &mut self.main_sender, &mut self.init_receiver) else {
             return 0;
         };

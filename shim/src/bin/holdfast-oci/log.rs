@@ -21,7 +21,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::cli::{Global, LogFormat};
 use crate::clock::rfc3339_now;
-use crate::error::{Failure, chain};
+use crate::error::{Failure, chain, without_codes};
 
 /// Where log lines go.
 pub(crate) struct Log {
@@ -133,7 +133,7 @@ fn readable(event: &str) -> String {
         return format!("error mounting {source:?} to rootfs at {destination:?}");
     }
     let end = [", err=", ", errno=", ", e="].iter().filter_map(|field| event.find(field)).min();
-    event[..end.unwrap_or(event.len())].to_owned()
+    without_codes(&event[..end.unwrap_or(event.len())])
 }
 
 /// The system's error that an event names by its symbol.

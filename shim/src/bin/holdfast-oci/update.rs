@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, stdin};
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources, Spec};
 
 use crate::cli::{Global, UpdateArgs};
 use crate::error::Failure;
@@ -20,12 +20,23 @@ pub(crate) fn run(global: &Global, args: &UpdateArgs) -> Result<u8, Failure> {
     if matches!(container.status(), Status::Stopped | Status::Creating) {
         return Err(Failure::NotRunning { id: args.id.clone() });
     }
-    let resources = requested(args)?;
+    let mut resources = requested(args)?;
     let cgroup = &container.record.cgroup;
     spec_check::resources("resources", &resources)?;
     spec_check::limits("resources", &resources, cgroup.unified)?;
+    keep_oom_killer(&mut resources, &container.dir.spec()?);
     cgroup.limit(&resources)?;
     Ok(0)
+}
+
+/// libcgroups sets the OOM killer with every change of memory limits: what is not asked for must stay as it was.
+fn keep_oom_killer(resources: &mut LinuxResources, spec: &Spec) {
+    let Some(memory) = resources.memory_mut().as_mut().filter(|memory| memory.disable_oom_killer().is_none()) else {
+        return;
+    };
+    let original = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let original = original.and_then(|resources| resources.memory().as_ref());
+    memory.set_disable_oom_killer(original.and_then(|memory| memory.disable_oom_killer()));
 }
 
 fn requested(args: &UpdateArgs) -> Result<LinuxResources, Failure> {
@@ -47,12 +58,12 @@ fn from_flags(args: &UpdateArgs) -> LinuxResources {
     cpu.set_period(args.cpu_period);
     cpu.set_cpus(args.cpuset_cpus.clone());
     cpu.set_mems(args.cpuset_mems.clone());
-    resources.set_cpu(Some(cpu));
+    resources.set_cpu(Some(cpu).filter(|cpu| *cpu != LinuxCpu::default()));
     let mut memory = LinuxMemory::default();
     memory.set_limit(args.memory);
     memory.set_reservation(args.memory_reservation);
     memory.set_swap(args.memory_swap);
-    resources.set_memory(Some(memory));
+    resources.set_memory(Some(memory).filter(|memory| *memory != LinuxMemory::default()));
     if let Some(limit) = args.pids_limit {
         let mut pids = LinuxPids::default();
         pids.set_limit(limit);
