@@ -117,7 +117,8 @@ impl Stage {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/var/www:/bin/sh\n";
         write(&root.join("etc/passwd"), passwd, 0o644);
         write(&root.join("etc/group"), "root:x:0:\ntty:x:5:\nweb:x:33:\n", 0o644);
-        for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", "data/file", "data/dir/inner/file", "data/ro/file"] {
+        for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", "data/file", "data/dir/inner/file", "data/ro/file"]
+        {
             write(&root.join(file), "of the root file system\n", 0o644);
         }
         write(&root.join("probe"), include_str!("parity-probe.sh"), 0o755);
@@ -308,7 +309,9 @@ impl<'a> Runtime<'a> {
         }
         eventually("the probe should be done", || {
             let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            let done = comm.trim() == "sleep" || !process::is_alive(pid);
+            // The name changes before the arguments do.
+            let args = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let done = (comm.trim() == "sleep" && args.starts_with("/bin/sleep")) || !process::is_alive(pid);
             if done { Ok(()) } else { Err((comm, process::state(pid))) }
         });
         note(facts, "inside/alive", &process::is_alive(pid).to_string());
@@ -395,8 +398,7 @@ fn receive_master(listener: &UnixListener) -> fs::File {
     let mut bytes = [0_u8; 4096];
     let mut iov = [std::io::IoSliceMut::new(&mut bytes)];
     let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let message =
-        recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).expect("a message");
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).expect("a message");
     for control in message.cmsgs().expect("whole control messages") {
         if let ControlMessageOwned::ScmRights(fds) = control {
             return fs::File::from(crate::sys::own(fds[0]));
@@ -431,9 +433,7 @@ fn sections(group: &str, output: &str, facts: &mut Facts) {
                 Some(value) => (format!("{group}/status/{key}"), value),
                 None => continue,
             },
-            ("limits", _) if line.len() > 26 => {
-                (format!("{group}/limits/{}", line[..26].trim()), squeeze(&line[26..]))
-            }
+            ("limits", _) if line.len() > 26 => (format!("{group}/limits/{}", line[..26].trim()), squeeze(&line[26..])),
             (_, Some((key, value))) if line.contains('\t') => (format!("{group}/{section}/{key}"), unnumbered(value)),
             _ => (format!("{group}/{section}"), line.to_owned()),
         };
@@ -477,8 +477,21 @@ fn outside(pid: u32, facts: &mut Facts) {
     note(facts, "proc/status/NSpid-depth", &depth.to_string());
     sections("proc", &format!("== limits\n{}", read("limits")), facts);
     for name in [
-        "oom_score_adj", "uid_map", "gid_map", "setgroups", "cmdline", "environ", "cgroup", "attr/current", "loginuid",
-        "sessionid", "coredump_filter", "timerslack_ns", "personality", "comm", "timens_offsets",
+        "oom_score_adj",
+        "uid_map",
+        "gid_map",
+        "setgroups",
+        "cmdline",
+        "environ",
+        "cgroup",
+        "attr/current",
+        "loginuid",
+        "sessionid",
+        "coredump_filter",
+        "timerslack_ns",
+        "personality",
+        "comm",
+        "timens_offsets",
     ] {
         note(facts, &format!("proc/{name}"), read(name).replace('\0', "\n").trim_end());
     }
@@ -517,6 +530,8 @@ fn descriptors(proc: &Path, facts: &mut Facts) {
         let target = fs::read_link(entry.path()).map(|p| p.display().to_string()).unwrap_or_default();
         let info = fs::read_to_string(proc.join("fdinfo").join(&number)).unwrap_or_default();
         let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).unwrap_or_default().trim().to_owned();
+        // Go always sets O_LARGEFILE, which means nothing here.
+        let flags = u32::from_str_radix(&flags, 8).map_or(flags, |n| format!("{:o}", n & !0o100_000));
         note(facts, &format!("proc/fd/{number}"), &format!("{} {flags}", unnumbered(&target)));
     }
 }
@@ -554,7 +569,8 @@ fn cgroups(membership: &str, facts: &mut Facts) {
             let file = entry.file_name().to_string_lossy().into_owned();
             let mode = entry.metadata().map(|m| m.permissions().mode()).unwrap_or_default();
             let setting = mode & 0o200 != 0 || file == "devices.list";
-            let measured = ["usage", "failcnt", "procs", "tasks", "stat", "pressure", "max_usage", "peak", "events"];
+            let measured =
+                ["usage", "failcnt", "procs", "tasks", "threads", "stat", "pressure", "max_usage", "peak", "events"];
             if !setting || entry.path().is_dir() || measured.iter().any(|word| file.contains(word)) || path == "/" {
                 continue;
             }
