@@ -91,7 +91,7 @@ try mount $b mount -t tmpfs x /tmp
 try chroot $b chroot / true
 try sync $b sync
 try nice $b nice -n -1 true
-try ping $b ping -c 1 -W 1 127.0.0.9
+try ping $b sh -c "$b ping -q -c 1 -W 1 127.0.0.9 | $b grep -c '1 packets received'"
 $b rmdir /tmp/probe-dir 2>/dev/null
 echo "== mounts"
 $b cut -d' ' -f2,3 /proc/mounts

@@ -309,7 +309,9 @@ impl<'a> Runtime<'a> {
         }
         eventually("the probe should be done", || {
             let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            let done = comm.trim() == "sleep" || !process::is_alive(pid);
+            // The name changes before the arguments do.
+            let args = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let done = (comm.trim() == "sleep" && args.starts_with("/bin/sleep")) || !process::is_alive(pid);
             if done { Ok(()) } else { Err((comm, process::state(pid))) }
         });
         note(facts, "inside/alive", &process::is_alive(pid).to_string());
@@ -327,7 +329,7 @@ impl<'a> Runtime<'a> {
             }
             sections(&format!("exec-{name}"), &ended.stdout, facts);
         }
-        self.must(stage, &["kill", id, "KILL"]);
+        note(facts, "kill/code", &format!("{:?}", self.call(stage, &["kill", id, "KILL"]).code));
         eventually("the container should stop", || {
             let state = self.state(stage, id);
             if state["status"] == "stopped" { Ok(()) } else { Err(state) }
@@ -432,7 +434,7 @@ fn sections(group: &str, output: &str, facts: &mut Facts) {
                 None => continue,
             },
             ("limits", _) if line.len() > 26 => (format!("{group}/limits/{}", line[..26].trim()), squeeze(&line[26..])),
-            (_, Some((key, value))) if line.contains('\t') => (format!("{group}/{section}/{key}"), value.to_owned()),
+            (_, Some((key, value))) if line.contains('\t') => (format!("{group}/{section}/{key}"), unnumbered(value)),
             _ => (format!("{group}/{section}"), line.to_owned()),
         };
         let entry = facts.entry(name).or_default();
@@ -440,6 +442,14 @@ fn sections(group: &str, output: &str, facts: &mut Facts) {
             entry.push('\n');
         }
         entry.push_str(&value);
+    }
+}
+
+/// A pipe, a socket or an anonymous inode without its number.
+fn unnumbered(text: &str) -> String {
+    match text.split_once(":[") {
+        Some((kind @ ("pipe" | "socket" | "anon_inode"), _)) => kind.to_owned(),
+        _ => text.to_owned(),
     }
 }
 
@@ -520,7 +530,9 @@ fn descriptors(proc: &Path, facts: &mut Facts) {
         let target = fs::read_link(entry.path()).map(|p| p.display().to_string()).unwrap_or_default();
         let info = fs::read_to_string(proc.join("fdinfo").join(&number)).unwrap_or_default();
         let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).unwrap_or_default().trim().to_owned();
-        note(facts, &format!("proc/fd/{number}"), &format!("{target} {flags}"));
+        // Go always sets O_LARGEFILE, which means nothing here.
+        let flags = u32::from_str_radix(&flags, 8).map_or(flags, |n| format!("{:o}", n & !0o100_000));
+        note(facts, &format!("proc/fd/{number}"), &format!("{} {flags}", unnumbered(&target)));
     }
 }
 
@@ -557,12 +569,18 @@ fn cgroups(membership: &str, facts: &mut Facts) {
             let file = entry.file_name().to_string_lossy().into_owned();
             let mode = entry.metadata().map(|m| m.permissions().mode()).unwrap_or_default();
             let setting = mode & 0o200 != 0 || file == "devices.list";
-            let measured = ["usage", "failcnt", "procs", "tasks", "stat", "pressure", "max_usage", "peak", "events"];
+            let measured =
+                ["usage", "failcnt", "procs", "tasks", "threads", "stat", "pressure", "max_usage", "peak", "events"];
             if !setting || entry.path().is_dir() || measured.iter().any(|word| file.contains(word)) || path == "/" {
                 continue;
             }
             let value = fs::read_to_string(entry.path()).unwrap_or_else(|e| e.kind().to_string());
-            note(facts, &format!("cgroup/{name}/{file}"), value.trim());
+            let mut lines: Vec<&str> = value.trim().lines().collect();
+            if file == "devices.list" {
+                // A set of rules; later ones of different effect would have changed it already.
+                lines.sort_unstable();
+            }
+            note(facts, &format!("cgroup/{name}/{file}"), &lines.join("\n"));
         }
     }
 }

@@ -27,6 +27,8 @@ use crate::process::ProcessName;
 
 /// Where the hierarchies are mounted; libcgroups knows no other place.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+/// Where a hybrid machine has its unified hierarchy.
+const UNIFIED: &str = "unified";
 /// How long to wait for killed processes to leave and for a freeze to take hold.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The v1 controllers that libcgroups joins.
@@ -240,7 +242,15 @@ impl Cgroup {
             None => dir.to_owned(),
         };
         if !self.unified {
-            return Ok(Door::Tasks(self.dirs.iter().map(|hierarchy| place(&hierarchy.dir).join("tasks")).collect()));
+            let beside = Path::new(ROOT).join(UNIFIED);
+            let (unified, v1): (Vec<PathBuf>, Vec<PathBuf>) =
+                self.dirs.iter().map(|hierarchy| place(&hierarchy.dir)).partition(|dir| dir.starts_with(&beside));
+            let open =
+                |dir: &PathBuf| File::open(dir).map(OwnedFd::from).map_err(Failure::file("open the cgroup", dir));
+            return Ok(Door::Tasks {
+                files: v1.iter().map(|dir| dir.join("tasks")).collect(),
+                beside: unified.first().map(open).transpose()?,
+            });
         }
         let Some(dir) = self.unified_dir().map(place) else { return Ok(Door::Later) };
         // A container that has made cgroups below its own has left the latter, and nobody else can enter it then.
@@ -388,8 +398,13 @@ impl Cgroup {
 pub(crate) enum Door {
     /// To be forked into.
     Into(OwnedFd),
-    /// Files to which a process with one thread writes `0`.
-    Tasks(Vec<PathBuf>),
+    /// Cgroup v1.
+    Tasks {
+        /// Files to which a process with one thread writes `0`.
+        files: Vec<PathBuf>,
+        /// To be forked into: the unified hierarchy of a hybrid machine.
+        beside: Option<OwnedFd>,
+    },
     /// Nothing to do: systemd moves the process.
     Later,
 }
@@ -399,6 +414,7 @@ impl Door {
     pub(crate) fn directory(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Door::Into(dir) => Some(dir.as_fd()),
+            Door::Tasks { beside, .. } => beside.as_ref().map(AsFd::as_fd),
             _ => None,
         }
     }
@@ -408,7 +424,7 @@ impl Door {
     /// # Errors
     /// Names the file that refuses.
     pub(crate) fn enter(&self) -> Result<(), Failure> {
-        let Door::Tasks(files) = self else { return Ok(()) };
+        let Door::Tasks { files, .. } = self else { return Ok(()) };
         files.iter().try_for_each(|file| write(file, "0"))
     }
 }
@@ -490,6 +506,9 @@ fn joined_hierarchies(own: &str, is_mounted: impl Fn(&str) -> bool) -> Vec<(Vec<
         .filter_map(|line| {
             let list = line.split(':').nth(1)?;
             let controllers: Vec<String> = list.split(',').map(str::to_owned).collect();
+            if let Some(base) = tracking(list) {
+                return is_mounted(base).then(|| (controllers, base.to_owned()));
+            }
             if !controllers.iter().any(|name| JOINED.contains(&name.as_str())) {
                 return None;
             }
@@ -498,6 +517,16 @@ fn joined_hierarchies(own: &str, is_mounted: impl Fn(&str) -> bool) -> Vec<(Vec<
             Some((controllers, base))
         })
         .collect()
+}
+
+/// Where a hierarchy without controllers is mounted, by which systemd tracks its units: a container that stayed in the
+/// unit of its caller would be ended with it.
+fn tracking(list: &str) -> Option<&'static str> {
+    match list {
+        "" => Some(UNIFIED),
+        "name=systemd" => Some("systemd"),
+        _ => None,
+    }
 }
 
 /// All pids in a cgroup and below; a directory that is gone has none.
@@ -576,12 +605,14 @@ mod tests {
     }
 
     #[test]
-    fn named_and_unified_hierarchies_are_not_ours() {
+    fn hierarchies_with_controllers_that_nobody_sets_are_not_ours() {
         let own = "12:cpu,cpuacct:/x\n3:freezer:/\n2:rdma:/\n1:name=systemd:/user\n0::/\n";
         let mounted = |name: &str| matches!(name, "cpu,cpuacct" | "freezer" | "systemd");
         let found = joined_hierarchies(own, mounted);
         let bases: Vec<&str> = found.iter().map(|(_, base)| base.as_str()).collect();
-        assert_eq!(bases, ["cpu,cpuacct", "freezer"]);
+        assert_eq!(bases, ["cpu,cpuacct", "freezer", "systemd"]);
+        let found = joined_hierarchies(own, |name| name == "unified");
+        assert_eq!(found, [(vec![String::new()], "unified".to_owned())]);
         // The same hierarchy mounted under one of its names only.
         let found = joined_hierarchies(own, |name| name == "cpuacct");
         assert_eq!(found, [(vec!["cpu".to_owned(), "cpuacct".to_owned()], "cpuacct".to_owned())]);

@@ -20,6 +20,7 @@ use crate::keyring;
 use crate::launch::{Launch, kill_children};
 use crate::log::Log;
 use crate::mounts;
+use crate::network;
 use crate::normalize;
 use crate::payload::Payload;
 use crate::process::ProcessName;
@@ -201,9 +202,14 @@ fn make(
     if pids.is_some() {
         let mut limits = LinuxResources::default();
         limits.set_pids(pids.cloned());
+        // libcgroups allows devices of its own choice each time it sets a limit; the rules put that right.
+        limits.set_devices(resources.and_then(|resources| resources.devices().clone()));
         record.cgroup.limit(&limits)?;
     }
     mounts::apply(pid, &changes)?;
+    if let Some(linux) = spec.linux() {
+        network::bring_up_loopback(linux, pid)?;
+    }
     crate::console::give_stdio(pid, owner);
     let master = console.map(Console::hand_over).transpose()?.flatten();
     if let Some(path) = &args.pid_file {

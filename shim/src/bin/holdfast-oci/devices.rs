@@ -135,7 +135,7 @@ fn always_allowed() -> Vec<Rule> {
     let mut rules = vec![make(CHARACTER), make(BLOCK)];
     // null, zero, full, random, urandom; tty, console, ptmx; the pseudo-terminals.
     rules.extend([3, 5, 7, 8, 9].map(|minor| character(1, Some(minor))));
-    rules.extend([0, 1, 2].map(|minor| character(5, Some(minor))));
+    rules.extend([0, 2].map(|minor| character(5, Some(minor))));
     rules.push(character(136, None));
     rules
 }

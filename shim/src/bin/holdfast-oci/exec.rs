@@ -92,12 +92,24 @@ fn executable(container: &Container, ignore_paused: bool) -> Result<ProcessName,
     }
 }
 
+/// What a process does not say about itself goes for it as for the container's first one.
+fn inherit(process: &mut Process, spec: &Spec) {
+    let Some(first) = spec.process() else { return };
+    if process.capabilities().is_none() {
+        process.set_capabilities(first.capabilities().clone());
+    }
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(first.oom_score_adj());
+    }
+}
+
 /// The process that the caller wants: a file, or the container's own with changes.
 fn requested(args: &ExecArgs, spec: &Spec) -> Result<Process, Failure> {
     if let Some(path) = &args.process {
         let bytes = fs::read(path).map_err(Failure::file("read", path))?;
         let mut process: Process =
             serde_json::from_slice(&bytes).map_err(|source| Failure::Json { path: path.clone(), source })?;
+        inherit(&mut process, spec);
         if args.tty {
             process.set_terminal(Some(true));
         }

@@ -68,7 +68,11 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             log.failure(&failure);
-            ExitCode::FAILURE
+            match cli.command {
+                // 1 could be the exit code of the process itself.
+                Command::Exec(_) => ExitCode::from(255),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

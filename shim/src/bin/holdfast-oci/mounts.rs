@@ -18,6 +18,8 @@ use crate::error::Failure;
 use crate::sys::{self, MountAttr};
 
 const MOUNT_ATTR_RDONLY: u64 = 1;
+/// The attributes of flags, as in `linux/mount.h`.
+const FLAGS: [(&str, u64); 3] = [("nosuid", 2), ("nodev", 4), ("noexec", 8)];
 
 /// One change of a mount in the container.
 #[derive(Debug, Eq, PartialEq)]
@@ -43,8 +45,15 @@ fn changes_of(mount: &Mount, unified: bool) -> Vec<Change> {
             attr: MountAttr { propagation: flags.bits(), ..MountAttr::default() },
         })
         .collect();
+    let cgroup = mount.typ().as_deref() == Some("cgroup") && !unified;
+    if cgroup {
+        let attr_set =
+            FLAGS.iter().filter(|(name, _)| options.iter().any(|option| option == name)).map(|(_, attr)| attr).sum();
+        // The hierarchies get none of the mount's flags.
+        let attr = MountAttr { attr_set, ..MountAttr::default() };
+        changes.push(Change { destination: mount.destination().clone(), recursive: true, attr });
+    }
     if is_read_only(options) {
-        let cgroup = mount.typ().as_deref() == Some("cgroup") && !unified;
         if cgroup || mount.destination() == Path::new("/dev") {
             let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
             // The hierarchies below /sys/fs/cgroup are mounts of their own; what is mounted below /dev has its own options.
@@ -127,8 +136,9 @@ mod tests {
     #[test]
     fn read_only_dev_and_cgroup_v1_are_made_so() {
         let changes = changes_of(&mount("cgroup", "/sys/fs/cgroup", &["nosuid", "ro"]), false);
-        assert_eq!(changes.len(), 1);
-        assert!(changes[0].recursive && changes[0].attr.attr_set == MOUNT_ATTR_RDONLY);
+        let sets: Vec<u64> = changes.iter().map(|change| change.attr.attr_set).collect();
+        assert_eq!(sets, [2, MOUNT_ATTR_RDONLY]);
+        assert!(changes.iter().all(|change| change.recursive));
         assert!(changes_of(&mount("cgroup", "/sys/fs/cgroup", &["ro"]), true).is_empty());
         assert_eq!(changes_of(&mount("tmpfs", "/dev", &["ro"]), true).len(), 1);
         assert!(changes_of(&mount("tmpfs", "/dev", &["ro", "rw"]), true).is_empty());

@@ -3,14 +3,16 @@
 //! It replaces libcontainer's own, which rebuilds the environment through a hash map (losing order), searches the path
 //! of the process instead of the container's, and leaves SIGPIPE ignored.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::unistd::execve;
+use nix::sys::stat::{SFlag, fstat, makedev};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve};
 use oci_spec::runtime::{Process, Spec};
 
 use crate::sys;
@@ -40,6 +42,7 @@ impl Executor for Payload {
         let env = c_strings(&self.environment(process))?;
         let failed = |errno: Errno| ExecutorError::Other(describe("exec", &args[0].to_string_lossy(), errno));
         sys::reset_signals().map_err(failed)?;
+        own_null_device();
         match execve(&program, &args, &env) {
             Ok(never) => match never {},
             Err(errno) => Err(failed(errno)),
@@ -56,8 +59,45 @@ impl Payload {
             let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
             env.push(format!("HOME={}", home_of(&passwd, process.user().uid())));
         }
-        env
+        last_of_each(env)
     }
+}
+
+/// Replaces the machine's null device by the container's: through a descriptor of the former its mode and owner could be
+/// changed for the whole machine. Best effort: the container need not have one, and a filter may forbid the calls.
+fn own_null_device() {
+    let null = makedev(1, 3);
+    let is_null = |fd: &dyn AsFd| {
+        fstat(fd.as_fd())
+            .is_ok_and(|stat| stat.st_rdev == null && stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits())
+    };
+    let (stdin, stdout, stderr) =
+        (is_null(&std::io::stdin()), is_null(&std::io::stdout()), is_null(&std::io::stderr()));
+    if !(stdin || stdout || stderr) {
+        return;
+    }
+    let Ok(own) = File::options().read(true).write(true).open("/dev/null") else { return };
+    if !is_null(&own) {
+        return;
+    }
+    if stdin {
+        let _ = dup2_stdin(&own);
+    }
+    if stdout {
+        let _ = dup2_stdout(&own);
+    }
+    if stderr {
+        let _ = dup2_stderr(&own);
+    }
+}
+
+/// Of entries of the same name the last: getenv(3) would find the first.
+fn last_of_each(env: Vec<String>) -> Vec<String> {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = HashSet::new();
+    let mut kept: Vec<String> = env.into_iter().rev().filter(|entry| seen.insert(name(entry))).collect();
+    kept.reverse();
+    kept
 }
 
 /// The home directory of a user id in the text of `/etc/passwd`; `/` if there is none.

@@ -256,6 +256,28 @@ pub(crate) struct MountAttr {
     pub(crate) userns_fd: u64,
 }
 
+/// Sets `IFF_UP` on an interface of this process's network namespace, as netdevice(7) has it.
+///
+/// # Errors
+/// As the calls.
+pub(crate) fn bring_up_interface(name: &CStr) -> Result<(), Errno> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: an ifreq is plain data, for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name.iter_mut().take(room).zip(name.to_bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the request outlives the call, which fills in the flags.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) }.into())?;
+    // SAFETY: the call before has set this member of the union.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+    // SAFETY: the request outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }.into()).map(drop)
+}
+
 /// `mount_setattr(2)` on a path, or with an empty path on the descriptor itself.
 ///
 /// # Errors
