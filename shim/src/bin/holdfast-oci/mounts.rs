@@ -53,12 +53,10 @@ fn changes_of(mount: &Mount, unified: bool) -> Vec<Change> {
         let attr = MountAttr { attr_set, ..MountAttr::default() };
         changes.push(Change { destination: mount.destination().clone(), recursive: true, attr });
     }
-    if is_read_only(options) {
-        if cgroup || mount.destination() == Path::new("/dev") {
-            let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-            // The hierarchies below /sys/fs/cgroup are mounts of their own; what is mounted below /dev has its own options.
-            changes.push(Change { destination: mount.destination().clone(), recursive: cgroup, attr });
-        }
+    if is_read_only(options) && (cgroup || mount.destination() == Path::new("/dev")) {
+        let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        // The hierarchies below /sys/fs/cgroup are mounts of their own; what is mounted below /dev has its own options.
+        changes.push(Change { destination: mount.destination().clone(), recursive: cgroup, attr });
     }
     changes
 }
