@@ -185,6 +185,19 @@ fn a_malformed_configuration_is_named() {
 }
 
 #[test]
+fn a_configuration_that_is_no_regular_file_is_named_and_not_waited_for() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let config = bundle.path("config.json");
+    fs::remove_file(&config).unwrap();
+    nix::unistd::mkfifo(&config, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_refused(&world, &world.launch(&bundle).run_start(), "config.json: it is not a regular file");
+    fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+    assert_refused(&world, &world.launch(&bundle).run_start(), "config.json: it is not a regular file");
+}
+
+#[test]
 fn illegal_ids_are_refused_before_they_touch_a_path() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
