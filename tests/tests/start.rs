@@ -75,6 +75,19 @@ fn the_server_is_on_its_own() {
 }
 
 #[test]
+fn the_server_keeps_no_needless_descriptors() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let shim = world.start(&bundle);
+    let dir = format!("/proc/{}/fd", shim.process().pid());
+    let open = fs::read_dir(dir).unwrap().filter_map(|e| fs::read_link(e.unwrap().path()).ok());
+    let null = open.filter(|target| target == Path::new("/dev/null")).count();
+    // Of the standard streams: its standard error is its log.
+    assert_eq!(null, 2);
+    shim.shutdown();
+}
+
+#[test]
 fn a_second_start_finds_the_first_shim() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
