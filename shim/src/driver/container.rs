@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use holdfast_proto::record::{ExitRecord, ProcessRecord, ProcessState, Record, RuntimeRef, SCHEMA, ShimIdentity};
@@ -76,12 +75,18 @@ impl Container {
     }
 
     /// Writes what `delete` needs if this process is gone by then (contract 1.7).
-    pub(super) fn write_options(&self) -> io::Result<()> {
-        record::make_dir(&self.dir)?;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(self.dir.join("exec"))?;
-        record::replace(&self.bundle.join("options.json"), self.options.to_json().as_bytes(), 0o600)?;
-        let binary = self.runtime.binary.to_string_lossy();
-        record::replace(&self.bundle.join("runtime"), binary.as_bytes(), 0o600)
+    ///
+    /// # Errors
+    /// The path that could not be made, and why.
+    pub(super) fn write_options(&self) -> Result<(), (PathBuf, io::Error)> {
+        let execs = self.dir.join("exec");
+        record::make_dir(&execs).map_err(|e| (execs, e))?;
+        let write = |name: &str, bytes: &[u8]| {
+            let path = self.bundle.join(name);
+            record::replace(&path, bytes, 0o600).map_err(|e| (path, e))
+        };
+        write("options.json", self.options.to_json().as_bytes())?;
+        write("runtime", self.runtime.binary.to_string_lossy().as_bytes())
     }
 }
 
