@@ -91,7 +91,7 @@ test: build peers
 ## bench: this shim and containerd's own, side by side
 bench: build peers
 	@$(CARGO) build --release --locked -p holdfast-tests --bin bench
-	$(TARGET)/release/bench $(BENCH_ARGS)
+	HOLDFAST_TEST_DIR="$${HOLDFAST_TEST_DIR:-/dev/shm}" $(TARGET)/release/bench $(BENCH_ARGS)
 
 ## demo: a container that outlives its managers, shown in a minute
 demo: build $(COUNTER)

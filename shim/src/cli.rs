@@ -121,10 +121,10 @@ pub enum CliError {
     #[error("{UNMOUNT_ACTION} needs a path")]
     PathMissing,
     /// Standard input is longer than [`STDIN_LIMIT`].
-    #[error("invalid stdin: more than {STDIN_LIMIT} bytes")]
+    #[error("invalid standard input: more than {STDIN_LIMIT} bytes")]
     StdinTooLong,
     /// Standard input is neither of the two messages that a containerd sends.
-    #[error("invalid stdin: {0} bytes that are neither runtime options (Any) nor BootstrapParams for this id")]
+    #[error("invalid standard input: {0} bytes that are neither runtime options (Any) nor BootstrapParams for this id")]
     StdinMalformed(usize),
     /// The socket directory cannot hold a socket of ours.
     #[error("invalid socket directory {path:?}: {reason}")]
@@ -563,7 +563,7 @@ mod tests {
         for stdin in [b"hello".to_vec(), vec![0xff; 100], b"\x12\x00".to_vec(), other_id.write_to_bytes().unwrap()] {
             let got = bootstrap(&flags(), &stdin, &no_env).unwrap_err();
             assert_eq!(got, CliError::StdinMalformed(stdin.len()));
-            assert!(got.to_string().starts_with("invalid stdin"));
+            assert!(got.to_string().starts_with("invalid standard input"));
         }
         assert_eq!(bootstrap(&flags(), &vec![0; STDIN_LIMIT + 1], &no_env), Err(CliError::StdinTooLong));
     }

@@ -28,17 +28,22 @@ impl FdBag {
     /// Puts a copy of `fd` into the bag; gives the name back, for the state.
     ///
     /// # Errors
-    /// As `dup(2)`.
+    /// As `dup(2)`, and as [`FdBag::put_owned`].
     pub fn put(&mut self, name: String, fd: impl AsFd) -> io::Result<String> {
         let copy = fd.as_fd().try_clone_to_owned()?;
-        Ok(self.put_owned(name, copy))
+        self.put_owned(name, copy)
     }
 
     /// Puts `fd` itself into the bag.
-    pub fn put_owned(&mut self, name: String, fd: OwnedFd) -> String {
-        let taken = self.0.insert(name.clone(), fd);
-        debug_assert!(taken.is_none(), "two fds with the name {name}");
-        name
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the name is taken: better not to freeze than to lose an fd or mix two up.
+    pub fn put_owned(&mut self, name: String, fd: OwnedFd) -> io::Result<String> {
+        if self.0.contains_key(&name) {
+            return Err(io::Error::new(ErrorKind::AlreadyExists, format!("two fds have the name {name:?}")));
+        }
+        self.0.insert(name.clone(), fd);
+        Ok(name)
     }
 
     /// Takes an fd out.

@@ -44,38 +44,12 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)
 }
 
-/// Removes the directory of a container, and those above it that are empty then: its namespace's, its instance's.
+/// Removes the directory of a container. Those of its namespace and instance stay: the next container will want them.
 pub(crate) fn remove_dir(dir: &Path) {
     let _ = fs::remove_dir_all(dir);
-    for parent in dir.ancestors().skip(1).take(2) {
-        match fs::remove_dir(parent) {
-            // One that could not even be made does not keep those above it.
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => return,
-        }
-    }
 }
 
 /// Which boot this is; records of another are void.
 pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_directory_that_was_made_in_part_leaves_none_of_its_parents() {
-        let root = std::env::temp_dir().join(format!("holdfast-record-{}", std::process::id()));
-        fs::create_dir_all(root.join("instance")).unwrap();
-        remove_dir(&root.join("instance/namespace/id"));
-        assert!(!root.join("instance").exists());
-        fs::create_dir_all(root.join("instance/namespace/other")).unwrap();
-        remove_dir(&root.join("instance/namespace/id"));
-        assert!(root.join("instance/namespace/other").exists(), "somebody else's");
-        fs::remove_dir_all(root).unwrap();
-    }
 }

@@ -409,3 +409,300 @@ pub(crate) fn event(task: &TaskId, event: &Event, facts: &EventFacts<'_>) -> (&'
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::lifecycle::{ExecId, ExitStatus, Failure};
+
+    fn task() -> TaskId {
+        TaskId("c".to_owned())
+    }
+
+    fn exec() -> ProcessId {
+        ProcessId::Exec(ExecId("e".to_owned()))
+    }
+
+    fn ended() -> Exit {
+        Exit { status: ExitStatus::signalled(9), at_unix_ns: 1_700_000_000_000_000_007 }
+    }
+
+    fn decode_task(method: &str, message: &impl Message) -> Result<(TaskId, ProcessId, Verb, Body), RpcError> {
+        match decode_request(service::TASK_V3, method, &bytes(message))? {
+            Decoded::Task { task, process, verb, body } => Ok((task, process, verb, body)),
+            Decoded::Info => panic!("{method} is no request for information about the shim"),
+        }
+    }
+
+    fn code(method: &str, message: &impl Message) -> Code {
+        decode_task(method, message).unwrap_err().0
+    }
+
+    #[test]
+    fn the_task_service_is_served_whole() {
+        struct AnyTask;
+        impl containerd_shim_protos::shim_sync::Task for AnyTask {}
+        let generated = containerd_shim_protos::shim_sync::create_task(Arc::new(AnyTask));
+        let expected: BTreeSet<String> = generated.into_keys().collect();
+        let ours = TASK_METHODS.iter().map(|(name, _)| format!("/{}/{name}", service::TASK_V3));
+        assert_eq!(ours.collect::<BTreeSet<_>>(), expected);
+    }
+
+    #[test]
+    fn both_names_of_the_task_service_mean_the_same() {
+        let request = bytes(&api::StartRequest { id: "c".into(), exec_id: "e".into(), ..Default::default() });
+        for service in [service::TASK_V2, service::TASK_V3] {
+            let decoded = decode_request(service, "Start", &request).unwrap();
+            let Decoded::Task { task: id, process, verb, .. } = decoded else { panic!("{decoded:?}") };
+            assert_eq!((id, process, verb), (task(), exec(), Verb::Start));
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_is_unimplemented_and_never_not_found() {
+        for (service, method) in [
+            ("containerd.task.v4.Task", "State"),
+            ("containerd.runtime.sandbox.v1.Sandbox", "CreateSandbox"),
+            (service::TASK_V3, "Restore"),
+            (service::TASK_V3, "state"),
+            (service::CONTROL, "State"),
+        ] {
+            assert_eq!(decode_request(service, method, b"").unwrap_err().0, Code::UNIMPLEMENTED, "{service} {method}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_invalid() {
+        for (method, _) in TASK_METHODS {
+            let (code, text) = decode_request(service::TASK_V2, method, b"\xff\xff\xff").unwrap_err();
+            assert_eq!(code, Code::INVALID_ARGUMENT, "{method}");
+            assert!(text.starts_with("cannot decode "), "{method}: {text}");
+        }
+    }
+
+    #[test]
+    fn signals_are_those_that_the_kernel_knows() {
+        let kill = |signal| api::KillRequest { id: "c".into(), signal, all: true, ..Default::default() };
+        for signal in [0, 1, 15, 34, 64] {
+            let (_, process, verb, _) = decode_task("Kill", &kill(signal)).unwrap();
+            assert_eq!((process, verb), (ProcessId::Init, Verb::Kill { signal, all: true }));
+        }
+        for signal in [65, 128 + 9, u32::MAX] {
+            assert_eq!(code("Kill", &kill(signal)), Code::INVALID_ARGUMENT, "{signal}");
+        }
+    }
+
+    #[test]
+    fn a_terminal_is_never_larger_than_it_can_be_said() {
+        let request = api::ResizePtyRequest { id: "c".into(), width: 70_000, height: 25, ..Default::default() };
+        let (_, _, verb, _) = decode_task("ResizePty", &request).unwrap();
+        assert_eq!(verb, Verb::ResizePty { width: u16::MAX, height: 25 });
+    }
+
+    fn create() -> api::CreateTaskRequest {
+        api::CreateTaskRequest {
+            id: "c".into(),
+            bundle: "/b".into(),
+            stdin: "/i".into(),
+            stdout: "/o".into(),
+            stderr: "/e".into(),
+            rootfs: vec![api::Mount {
+                type_: "overlay".into(),
+                source: "overlay".into(),
+                options: vec!["lowerdir=/l".into()],
+                ..Default::default()
+            }],
+            options: MessageField::some(Any { type_url: "t".into(), value: vec![1], ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_create_brings_everything_along() {
+        let (id, process, _, body) = decode_task("Create", &create()).unwrap();
+        assert_eq!((id, process), (task(), ProcessId::Init));
+        let Body::Create(body) = body else { panic!("{body:?}") };
+        assert_eq!(body.bundle, PathBuf::from("/b"));
+        assert_eq!((body.mounts[0].kind.as_str(), body.mounts[0].options[0].as_str()), ("overlay", "lowerdir=/l"));
+        assert_eq!(body.options, Some(("t".to_owned(), vec![1])));
+        let Addresses { terminal, stdin, stdout, stderr } = body.addresses;
+        assert_eq!((terminal, stdin.as_str(), stdout.as_str(), stderr.as_str()), (false, "/i", "/o", "/e"));
+    }
+
+    #[test]
+    fn ids_that_could_leave_their_directory_are_refused() {
+        for id in ["", ".", "..", "../x", "a/b", "-a", "a..b", "a\0", "ä", &"a".repeat(200)] {
+            let request = api::CreateTaskRequest { id: id.into(), ..create() };
+            assert_eq!(code("Create", &request), Code::INVALID_ARGUMENT, "task {id:?}");
+            assert_eq!(code("Exec", &exec_request(id, b"{}")), Code::INVALID_ARGUMENT, "exec {id:?}");
+        }
+        assert_eq!(code("Create", &api::CreateTaskRequest { bundle: "b".into(), ..create() }), Code::INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn an_address_of_a_later_version_is_unimplemented_and_a_wrong_one_invalid() {
+        let with = |stdout: &str| api::CreateTaskRequest { stdout: stdout.into(), ..create() };
+        assert_eq!(code("Create", &with("binary:///logger")), Code::UNIMPLEMENTED);
+        assert_eq!(code("Create", &with("relative/path")), Code::INVALID_ARGUMENT);
+    }
+
+    fn exec_request(exec_id: &str, spec: &[u8]) -> api::ExecProcessRequest {
+        let spec = Any { value: spec.to_vec(), ..Default::default() };
+        api::ExecProcessRequest {
+            id: "c".into(),
+            exec_id: exec_id.into(),
+            terminal: true,
+            spec: MessageField::some(spec),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_request_decides_whether_an_exec_has_a_terminal() {
+        let request = exec_request("e", br#"{"args":["sh"],"terminal":false,"later":1}"#);
+        let (_, process, verb, body) = decode_task("Exec", &request).unwrap();
+        assert_eq!((process, verb), (exec(), Verb::Exec));
+        let Body::Exec { addresses, spec } = body else { panic!("{body:?}") };
+        assert!(addresses.terminal);
+        let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap();
+        assert_eq!(spec, serde_json::json!({ "args": ["sh"], "terminal": true, "later": 1 }));
+    }
+
+    #[test]
+    fn settings_that_are_no_json_object_are_invalid() {
+        for json in [&b""[..], b"[]", b"{", b"null"] {
+            assert_eq!(code("Exec", &exec_request("e", json)), Code::INVALID_ARGUMENT);
+            let resources = Any { value: json.to_vec(), ..Default::default() };
+            let request = api::UpdateTaskRequest {
+                id: "c".into(),
+                resources: MessageField::some(resources),
+                ..Default::default()
+            };
+            assert_eq!(code("Update", &request), Code::INVALID_ARGUMENT);
+        }
+    }
+
+    #[test]
+    fn every_refusal_has_its_code() {
+        let failed = |kind| Refusal::Failed(Failure { kind, text: "as the runtime said it".to_owned() });
+        let word = || "word".to_owned();
+        for (refusal, code) in [
+            (Refusal::NoTask(task()), Code::NOT_FOUND),
+            (Refusal::NoProcess(task(), exec()), Code::NOT_FOUND),
+            (Refusal::Finished(exec()), Code::NOT_FOUND),
+            (Refusal::Unavailable(word()), Code::NOT_FOUND),
+            (Refusal::TaskExists(task()), Code::ALREADY_EXISTS),
+            (Refusal::ProcessExists(task(), exec()), Code::ALREADY_EXISTS),
+            (Refusal::WrongState { verb: "start", process: exec(), state: "stopped" }, Code::FAILED_PRECONDITION),
+            (Refusal::InitExited(task()), Code::FAILED_PRECONDITION),
+            (Refusal::NotStarted(exec()), Code::FAILED_PRECONDITION),
+            (Refusal::StartFailed(exec()), Code::FAILED_PRECONDITION),
+            (Refusal::Unsupported(word()), Code::UNIMPLEMENTED),
+            (Refusal::Invalid(word()), Code::INVALID_ARGUMENT),
+            (Refusal::Late, Code::DEADLINE_EXCEEDED),
+            (failed(FailureKind::NotFound), Code::NOT_FOUND),
+            (failed(FailureKind::AlreadyExists), Code::ALREADY_EXISTS),
+            (failed(FailureKind::Invalid), Code::INVALID_ARGUMENT),
+            (failed(FailureKind::Unsupported), Code::UNIMPLEMENTED),
+            (failed(FailureKind::Deadline), Code::DEADLINE_EXCEEDED),
+            (failed(FailureKind::Other), Code::UNKNOWN),
+        ] {
+            assert_eq!(refusal_error(&refusal), (code, refusal.to_string()), "{refusal:?}");
+        }
+        assert_eq!(refusal_error(&failed(FailureKind::Other)).1, "as the runtime said it");
+        // Clients look for these words.
+        assert!(Refusal::Finished(exec()).to_string().contains("process already finished"));
+        assert!(Refusal::InitExited(task()).to_string().contains("not running"));
+    }
+
+    #[test]
+    fn a_response_says_either_what_was_asked_or_why_not() {
+        let good = Response::parse_from_bytes(&response(Ok(vec![7]))).unwrap();
+        assert_eq!((good.payload, good.status.is_none()), (vec![7], true));
+        let bad = Response::parse_from_bytes(&response(Err((Code::NOT_FOUND, "gone".to_owned())))).unwrap();
+        assert_eq!(bad.status.code.enum_value(), Ok(Code::NOT_FOUND));
+        assert_eq!((bad.status.message.as_str(), bad.payload.is_empty()), ("gone", true));
+    }
+
+    #[test]
+    fn answers_carry_pid_status_and_time() {
+        let reply = api::WaitResponse::parse_from_bytes(&exit(ended())).unwrap();
+        assert_eq!((reply.exit_status, reply.exited_at.seconds, reply.exited_at.nanos), (137, 1_700_000_000, 7));
+        let reply = api::DeleteResponse::parse_from_bytes(&deleted(5, ended())).unwrap();
+        assert_eq!((reply.pid, reply.exit_status, reply.exited_at.nanos), (5, 137, 7));
+        let reply = api::CreateTaskResponse::parse_from_bytes(&pid(5)).unwrap();
+        assert_eq!(reply.pid, 5);
+        let reply = api::ConnectResponse::parse_from_bytes(&connected(1, 5)).unwrap();
+        assert_eq!((reply.shim_pid, reply.task_pid), (1, 5));
+    }
+
+    #[test]
+    fn a_state_is_that_of_the_process_that_was_asked_for() {
+        let addresses = Addresses { terminal: true, stdout: "/o".into(), ..Default::default() };
+        let view = ProcessView { process: exec(), pid: 5, status: ProcessStatus::Stopped, exit: Some(ended()) };
+        let reply = api::StateResponse::parse_from_bytes(&state(&task(), &view, "/b", &addresses)).unwrap();
+        assert_eq!((reply.id.as_str(), reply.bundle.as_str(), reply.pid), ("e", "/b", 5));
+        assert_eq!((reply.stdout.as_str(), reply.terminal, reply.exit_status), ("/o", true, 137));
+        for (ours, theirs) in [
+            (ProcessStatus::Created, api::Status::CREATED),
+            (ProcessStatus::Running, api::Status::RUNNING),
+            (ProcessStatus::Pausing, api::Status::PAUSING),
+            (ProcessStatus::Paused, api::Status::PAUSED),
+            (ProcessStatus::Stopped, api::Status::STOPPED),
+        ] {
+            let view = ProcessView { process: ProcessId::Init, pid: 5, status: ours, exit: None };
+            let reply = api::StateResponse::parse_from_bytes(&state(&task(), &view, "/b", &addresses)).unwrap();
+            assert_eq!((reply.id.as_str(), reply.status.enum_value()), ("c", Ok(theirs)));
+            assert_eq!((reply.exit_status, reply.exited_at.is_none()), (0, true));
+        }
+    }
+
+    #[test]
+    fn pids_of_execs_are_named_as_runc_names_them() {
+        let known = [KnownProcess { pid: 1, exec_id: None }, KnownProcess { pid: 2, exec_id: Some("e".to_owned()) }];
+        let reply = api::PidsResponse::parse_from_bytes(&pids(&known)).unwrap();
+        assert!(reply.processes[0].info.is_none());
+        let info = &reply.processes[1].info;
+        assert_eq!(info.type_url, "containerd.runc.v1.ProcessDetails");
+        // Field 1, a string of one byte.
+        assert_eq!(info.value, [0x0a, 1, b'e']);
+    }
+
+    fn told<M: protobuf::MessageFull>(what: &Event, topic: &str) -> M {
+        let addresses = Addresses { stdout: "/o".into(), ..Default::default() };
+        let facts = EventFacts { bundle: "/b", mounts: &[], addresses: &addresses };
+        let (told_topic, type_url, value) = event(&task(), what, &facts);
+        assert_eq!((told_topic, type_url), (topic, M::descriptor().full_name()), "{what:?}");
+        M::parse_from_bytes(&value).unwrap()
+    }
+
+    #[test]
+    fn every_event_has_its_topic_and_message() {
+        use containerd_shim_protos::events::task as messages;
+        let created: messages::TaskCreate = told(&Event::Created { pid: 5 }, "/tasks/create");
+        assert_eq!((created.container_id.as_str(), created.bundle.as_str(), created.pid), ("c", "/b", 5));
+        assert_eq!(created.io.stdout, "/o");
+        let started: messages::TaskStart = told(&Event::Started { pid: 5 }, "/tasks/start");
+        assert_eq!((started.container_id.as_str(), started.pid), ("c", 5));
+        let added: messages::TaskExecAdded = told(&Event::ExecAdded { process: exec() }, "/tasks/exec-added");
+        assert_eq!((added.container_id.as_str(), added.exec_id.as_str()), ("c", "e"));
+        let event = Event::ExecStarted { process: exec(), pid: 6 };
+        let started: messages::TaskExecStarted = told(&event, "/tasks/exec-started");
+        assert_eq!((started.exec_id.as_str(), started.pid), ("e", 6));
+        for (process, id) in [(ProcessId::Init, "c"), (exec(), "e")] {
+            let exited: messages::TaskExit = told(&Event::Exited { process, pid: 6, exit: ended() }, "/tasks/exit");
+            assert_eq!((exited.container_id.as_str(), exited.id.as_str(), exited.pid), ("c", id, 6));
+            assert_eq!((exited.exit_status, exited.exited_at.nanos), (137, 7));
+        }
+        let deleted: messages::TaskDelete = told(&Event::Deleted { pid: 5, exit: ended() }, "/tasks/delete");
+        // An id would make it the deletion of an exec.
+        assert_eq!((deleted.pid, deleted.exit_status, deleted.id.as_str()), (5, 137, ""));
+        let paused: messages::TaskPaused = told(&Event::Paused, "/tasks/paused");
+        let resumed: messages::TaskResumed = told(&Event::Resumed, "/tasks/resumed");
+        assert_eq!((paused.container_id.as_str(), resumed.container_id.as_str()), ("c", "c"));
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! Everything here drives programs from outside, as their users do: a shim by its command line and its socket, an OCI
 //! runtime by being one, containerd by ctr. Nothing links the code under test, so the same harness runs against any
-//! runtime-v2 shim; that is how it is known to be right (`HOLDFAST_SHIM` names another one).
+//! runtime-v2 shim; that is how it is known to be right (`HOLDFAST_SHIM` names another one). The one exception is
+//! `freeze-host`, a program that serves our shim in order to freeze and thaw it.
 //!
 //! ```text
 //!   Scene ─── directory, environment mark, the check that nothing is left over
@@ -19,8 +20,10 @@ pub mod containerd;
 pub mod eventually;
 pub mod fake_containerd;
 pub mod fake_runtime;
+pub mod freezable;
 pub mod holdfastd;
 pub mod oci_bundle;
+pub mod parity;
 pub mod process;
 pub mod programs;
 pub mod scene;
@@ -35,6 +38,7 @@ pub use bundle::Bundle;
 pub use eventually::eventually;
 pub use fake_containerd::FakeContainerd;
 pub use fake_runtime::FakeRuntime;
+pub use freezable::Freezable;
 pub use process::Process;
 pub use scene::Scene;
 pub use shim::{Launch, Shim};

@@ -101,6 +101,17 @@ impl Writer {
     pub fn write(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).expect("a FIFO with a reader takes a few bytes");
     }
+
+    /// Writes all of `bytes`, waiting for room as often as need be.
+    #[track_caller]
+    pub fn write_all(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            bytes = crate::eventually("the FIFO should have room", || match self.0.write(bytes) {
+                Ok(n) => Ok(&bytes[n..]),
+                Err(e) => Err(e),
+            });
+        }
+    }
 }
 
 /// What a reader has seen so far.

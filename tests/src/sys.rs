@@ -1,7 +1,28 @@
 //! The unsafe that no wrapper covers.
 #![allow(unsafe_code)]
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
 use nix::unistd::{ForkResult, fork};
+
+nix::ioctl_read_bad!(
+    /// SIOCOUTQ of unix(7): what was written and not yet read by the other side; 0 only if nothing.
+    outq,
+    libc::TIOCOUTQ,
+    libc::c_int
+);
+
+/// Whether the other side of a stream socket has read all that was written into this one.
+///
+/// # Errors
+/// As ioctl(2).
+pub fn all_was_read(socket: impl AsFd) -> io::Result<bool> {
+    let mut count = 0;
+    // SAFETY: the fd is open for the time of the call, and the pointer is to a live int, which is all SIOCOUTQ writes.
+    unsafe { outq(socket.as_fd().as_raw_fd(), &raw mut count) }?;
+    Ok(count == 0)
+}
 
 /// Runs `child` in a forked process, which ends after it, and returns that process's pid to the parent.
 ///
@@ -22,4 +43,11 @@ pub fn fork_child(child: impl FnOnce()) -> nix::Result<nix::unistd::Pid> {
             std::process::exit(0)
         }
     }
+}
+
+/// Takes over a descriptor that a control message has just brought.
+pub fn own(fd: std::os::fd::RawFd) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: recvmsg(2) has made this descriptor for us, and the caller passes it here once, so nobody else closes it.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
 }

@@ -400,6 +400,8 @@ fn a_process_inherits_no_blocked_signals() {
         let field = |name| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
         assert_eq!(field("SigBlk:"), "0000000000000000");
     }
+    shim.kill("e", 9).unwrap();
+    shim.wait("e").unwrap();
     shim.discard();
 }
 

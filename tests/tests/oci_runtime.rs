@@ -1,4 +1,4 @@
-//! `holdfast-oci` as its callers see it: real containers, as root.
+//! Ring 3: `holdfast-oci` as its callers see it: real containers, as root.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

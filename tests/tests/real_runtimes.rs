@@ -87,6 +87,7 @@ fn lives_with(name: &str) {
 fn terminal_with(name: &str) {
     let Some(program) = runtime(name) else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "tty; read go; stty size; exit 4"]).with_terminal();
     let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
     let stdio = Stdio::terminal(&scene, "init");
@@ -107,6 +108,7 @@ fn terminal_with(name: &str) {
 fn cleaned_up_after_with(name: &str) {
     let Some(program) = runtime(name) else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "sleep 1000 & sleep 1000 & wait"]);
     let launch = Launch::new(&scene, &bundle).runtime(&program);
     let mut shim = launch.start();
@@ -144,6 +146,7 @@ fn execs_end_before_init_with(name: &str) {
 fn many_execs_with(name: &str) {
     let Some(program) = runtime(name) else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = Bundle::busybox(&scene, &["/bin/sleep", "1000"]);
     let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
     shim.run(&Stdio::none());
@@ -235,6 +238,7 @@ fn mounted_below(dir: &Path) -> usize {
 fn the_root_file_system_is_mounted_at_create_and_unmounted_at_delete() {
     let Some(program) = runtime("runc") else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = without_rootfs(&scene, &["/bin/sh", "-c", "echo written >/file"]);
     let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
     let mut request = shim.create_request(&Stdio::none());
@@ -253,6 +257,7 @@ fn the_root_file_system_is_mounted_at_create_and_unmounted_at_delete() {
 fn a_create_that_fails_unmounts_what_it_mounted() {
     let Some(program) = runtime("runc") else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = without_rootfs(&scene, &["/no/such/program"]);
     let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
     let mut request = shim.create_request(&Stdio::none());
@@ -267,6 +272,7 @@ fn a_create_that_fails_unmounts_what_it_mounted() {
 fn a_mount_that_fails_is_named_and_undone() {
     let Some(program) = runtime("runc") else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = without_rootfs(&scene, &["/bin/true"]);
     let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
     let mut request = shim.create_request(&Stdio::none());
@@ -284,6 +290,7 @@ fn a_mount_that_fails_is_named_and_undone() {
 fn the_delete_command_unmounts_the_root_file_system() {
     let Some(program) = runtime("runc") else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = without_rootfs(&scene, &["/bin/sleep", "1000"]);
     let launch = Launch::new(&scene, &bundle).runtime(&program);
     let mut shim = launch.start();
@@ -302,6 +309,7 @@ fn the_delete_command_unmounts_the_root_file_system() {
 fn background_processes_end_with_a_shared_pid_namespace_too() {
     let Some(program) = runtime("runc") else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "sleep 1000 & echo started; read go; exit 0"]);
     let bundle = bundle.configure(|c| {
         let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
@@ -326,6 +334,7 @@ fn background_processes_end_with_a_shared_pid_namespace_too() {
 fn the_reader_of_a_real_container_may_come_late() {
     let Some(program) = runtime("runc") else { return };
     let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
     let bundle = Bundle::busybox(&scene, &["/bin/echo", "last words"]);
     let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
     let stdio = Stdio::output(&scene, "init");

@@ -78,15 +78,14 @@ fn a_runtime_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn a_failure_without_a_log_line_gives_what_the_runtime_printed() {
+fn a_failure_without_a_log_line_gives_the_runtimes_exit_status() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
     let mut shim = world.start(&bundle);
-    // Of `create` and `exec` the standard error is the container's own.
-    world.runtime.on("start", Behaviour::FailWithoutLog("a last cry".into()));
-    shim.create(&Stdio::none()).unwrap();
-    assert_failed(shim.start(""), "start", "a last cry");
-    shim.delete("").unwrap();
+    // What it prints is the container's output at Create: its stdio is the container's.
+    world.runtime.on("create", Behaviour::FailWithoutLog("a last cry".into()));
+    assert_failed(shim.create(&Stdio::none()), "create", "status 3");
+    assert_nothing_left(&world, &bundle, &mut shim);
     shim.shutdown();
 }
 

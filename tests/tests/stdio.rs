@@ -1,8 +1,9 @@
 //! Ring 2: output that is never blocked and never lost, input that ends only when it is told to.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
+use std::{fs, thread};
 
 use holdfast_tests::shim::Status;
 use holdfast_tests::stdio::Writer;
@@ -16,10 +17,9 @@ fn lines(line: &str, count: usize) -> Vec<u8> {
 
 #[track_caller]
 fn assert_same(got: &[u8], expected: &[u8]) {
-    assert_eq!(got.len(), expected.len(), "length");
     // Not assert_eq: megabytes of difference help nobody.
     let first = got.iter().zip(expected).position(|(a, b)| a != b);
-    assert_eq!(first, None, "the first byte that differs");
+    assert_eq!((got.len(), first), (expected.len(), None), "the length, and where the first difference is");
 }
 
 #[test]
@@ -35,6 +35,36 @@ fn every_byte_of_a_burst_before_an_immediate_exit_arrives() {
     // The end comes by itself: clients wait for it before they send Delete.
     assert_same(&stdout.to_end(), &lines("0123456789abcde", COUNT));
     assert_eq!(stderr.unwrap().text(), "done\n");
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn a_reader_that_takes_its_time_gets_every_byte_of_large_writes() {
+    const COUNT: usize = 8 << 20;
+    let world = FakeWorld::new();
+    let pattern: Vec<u8> = (0..COUNT / 8).flat_map(|n| format!("{n:07x}\n").into_bytes()).collect();
+    let source = world.scene.path("pattern");
+    fs::write(&source, &pattern).unwrap();
+    let bundle = world.script(&format!("dd if={} bs=65536 2>/dev/null; exit 2", source.display()));
+    let mut shim = world.start(&bundle);
+    let stdio = Stdio::output(&world.scene, "init");
+    let path = stdio.stdout.clone();
+    // As ctr reads: 32 KiB at a time, with something to do in between, so that the FIFO is mostly full.
+    let client = thread::spawn(move || {
+        let mut fifo = fs::File::open(path).unwrap();
+        let (mut bytes, mut buffer) = (Vec::new(), vec![0; 32 * 1024]);
+        loop {
+            match fifo.read(&mut buffer).unwrap() {
+                0 => return bytes,
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+            thread::yield_now();
+        }
+    });
+    shim.run(&stdio);
+    assert_eq!(shim.wait_status(""), 2);
+    assert_same(&client.join().unwrap(), &pattern);
     shim.delete("").unwrap();
     shim.shutdown();
 }

@@ -327,8 +327,17 @@ fn an_attached_client_gets_the_whole_of_a_large_output() {
     let scene = Scene::new();
     let containerd = Containerd::start(&scene);
     let container = Container::new(&scene, &containerd, Oci::Default);
-    let output = container.run(&["--rm"], "/bin/dd if=/dev/zero bs=65536 count=128 2>/dev/null; exit 2");
-    assert_eq!((output.stdout.len(), output.status.code()), (8 << 20, Some(2)));
+    let pattern: Vec<u8> = (0..1_u32 << 20).flat_map(|n| format!("{n:07x}\n").into_bytes()).collect();
+    fs::write(containerd.rootfs().join("pattern"), &pattern).unwrap();
+    let output = container.run(&["--rm"], "/bin/dd if=/pattern bs=65536 2>/dev/null; exit 2");
+    let first = output.stdout.iter().zip(&pattern).position(|(a, b)| a != b);
+    let seen = (output.stdout.len(), first, output.status.code());
+    assert_eq!(
+        seen,
+        (pattern.len(), None, Some(2)),
+        "{}",
+        containerd.complain(&std::process::Output { stdout: vec![], ..output })
+    );
 }
 
 #[test]

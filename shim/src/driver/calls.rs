@@ -16,9 +16,15 @@ use crate::lifecycle::{Asker, CallId, ExitStatus, Failure, FailureKind, Input, O
 use crate::oci::command::{self, Call};
 use crate::oci::log::{self, FailureKind as RuntimeFailure};
 use crate::oci::runner::{self, ChildStdio};
+use crate::owned_task::OwnedTask;
 use crate::record;
 use crate::sys::mount::MountRequest;
 use crate::wire::Body;
+
+/// How long an exit is held back for a reader who does not take what the process had printed.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(2);
+/// How often it is looked at.
+const SETTLE_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
 
 /// Work that was begun.
 pub(super) struct Running {
@@ -33,6 +39,10 @@ pub(super) struct Running {
 pub(super) enum What {
     Child(Child),
     Drain,
+    /// A task that looks whether it is so yet.
+    Settle {
+        _looks: OwnedTask,
+    },
 }
 
 /// A child and where it says how it fared.
@@ -79,6 +89,12 @@ impl State {
                 }
                 Ok(Some(What::Drain))
             }
+            Work::Settle(process) => {
+                if self.is_settled(task, process) {
+                    return Some(Ok(None));
+                }
+                Ok(Some(settle(me, call, task, process)))
+            }
             _ => self.begin_runtime(call, task, work, asker, me).map(|child| Some(What::Child(child))),
         };
         let what = match begun {
@@ -91,6 +107,7 @@ impl State {
         }
         let limit = match what {
             What::Drain => self.config.drain_deadline,
+            What::Settle { .. } => SETTLE_DEADLINE,
             What::Child(_) => self.config.runtime_deadline,
         };
         let deadline = self.deadline(call, limit, me);
@@ -173,8 +190,9 @@ impl State {
                 launch.console = Some(socket.map_err(|e| failure(format!("cannot make a console socket: {e}")))?);
             }
             if matches!(process, ProcessId::Exec(_)) {
-                let path = container.dir.join("exec").join(format!("{}.json", process.exec_id()));
-                let written = record::replace(&path, &settings.spec, 0o600);
+                let dir = container.dir.join("exec");
+                let path = dir.join(format!("{}.json", process.exec_id()));
+                let written = record::make_dir(&dir).and_then(|()| record::replace(&path, &settings.spec, 0o600));
                 written.map_err(|e| failure(format!("cannot write {}: {e}", path.display())))?;
                 launch.spec = Some(path);
             }
@@ -183,9 +201,12 @@ impl State {
             let file = runner::memory_file(resources);
             launch.input = Some(file.map_err(|e| failure(format!("cannot pass the resources on: {e}")))?);
         }
-        let pid_file = process.map(|process| container.pid_file(&process)).unwrap_or_default();
-        // One of an earlier try names a stranger by now.
-        let _ = std::fs::remove_file(&pid_file);
+        let pid_file = process.map(|process| container.pid_file(&process));
+        if let Some(pid_file) = &pid_file {
+            // One of an earlier try names a stranger by now.
+            let _ = std::fs::remove_file(pid_file);
+        }
+        let pid_file = pid_file.unwrap_or_default();
         let console = launch.console.as_ref().map(ConsoleSocket::path);
         let spec = launch.spec.clone().unwrap_or_default();
         let verb = match work {
@@ -205,7 +226,7 @@ impl State {
             Work::Resume => Call::Resume,
             Work::Update => Call::Update,
             Work::Delete { force } => Call::Delete { force: *force },
-            Work::Mount | Work::Unmount | Work::Drain(_) => return Err(gone(task)),
+            Work::Mount | Work::Unmount | Work::Drain(_) | Work::Settle(_) => return Err(gone(task)),
         };
         let log = container.dir.join(format!("{}.log", call.0));
         let arguments = command::arguments(&container.runtime, &task.0, &log, &verb);
@@ -218,6 +239,12 @@ impl State {
         let container = self.containers.get(task);
         let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
         io.is_none_or(ProcessIo::is_drained)
+    }
+
+    pub(super) fn is_settled(&self, task: &TaskId, process: &ProcessId) -> bool {
+        let container = self.containers.get(task);
+        let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
+        io.is_none_or(ProcessIo::is_settled)
     }
 
     /// What is to be done once the runtime has made a process: its pid, its terminal, its control group.
@@ -323,7 +350,7 @@ impl Shim {
                 // Its exit comes through the reaper, like any other.
                 runner::kill_group(child.pid);
             }
-            Some(What::Drain) => {
+            Some(What::Drain | What::Settle { .. }) => {
                 state.running.remove(&call);
                 drop(state);
                 self.input(Input::Done { call, outcome: Ok(None) });
@@ -347,6 +374,26 @@ impl Shim {
     }
 }
 
+/// Looks until a process's output has settled. The relays say nothing of a reader who empties a FIFO, and nobody could.
+pub(super) fn settle(me: &Weak<Shim>, call: CallId, task: &TaskId, process: &ProcessId) -> What {
+    let (me, task, process) = (me.clone(), task.clone(), process.clone());
+    What::Settle {
+        _looks: OwnedTask::spawn(async move {
+            let mut interval = SETTLE_INTERVALS.0;
+            loop {
+                tokio::time::sleep(interval).await;
+                interval = (interval * 2).min(SETTLE_INTERVALS.1);
+                let Some(shim) = me.upgrade() else { return };
+                let settled = shim.state.borrow().is_settled(&task, &process);
+                if settled {
+                    shim.deadline_passed(call);
+                    return;
+                }
+            }
+        }),
+    }
+}
+
 /// None: well.
 fn how_it_fared(work: &Work, child: &Child, status: ExitStatus) -> Option<Failure> {
     if status.code() == 0 && !child.timed_out {
@@ -366,7 +413,7 @@ fn how_it_fared(work: &Work, child: &Child, status: ExitStatus) -> Option<Failur
         Work::Resume => ("OCI runtime resume", false),
         Work::Update => ("OCI runtime update", false),
         Work::Delete { .. } => ("OCI runtime delete", false),
-        Work::Drain(_) => ("drain", false),
+        Work::Drain(_) | Work::Settle(_) => ("drain", false),
     };
     if child.timed_out {
         let last = said.map(|text| format!("; its last words: {text}")).unwrap_or_default();

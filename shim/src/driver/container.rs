@@ -79,8 +79,7 @@ impl Container {
     /// # Errors
     /// The path that could not be made, and why.
     pub(super) fn write_options(&self) -> Result<(), (PathBuf, io::Error)> {
-        let execs = self.dir.join("exec");
-        record::make_dir(&execs).map_err(|e| (execs, e))?;
+        record::make_dir(&self.dir).map_err(|e| (self.dir.clone(), e))?;
         let write = |name: &str, bytes: &[u8]| {
             let path = self.bundle.join(name);
             record::replace(&path, bytes, 0o600).map_err(|e| (path, e))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::calls::{Child, Running, What};
+use super::calls::{Child, Running, What, settle};
 use super::container::{Container, Process};
 use super::perform::About;
 use super::{Config, Shim, State, on_quiet};
@@ -44,6 +44,9 @@ struct FrozenState {
     events: FrozenQueue,
     listener: Option<String>,
     unsaved: BTreeSet<TaskId>,
+    /// It has said goodbye and only waits for its last words to be heard.
+    #[serde(default)]
+    stopping: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,8 +100,9 @@ impl Shim {
     pub fn freeze(&self) -> Result<Frozen, FreezeError> {
         let mut state = self.state.borrow_mut();
         let mut fds = FdBag::default();
-        let frozen = state.freeze(&mut fds)?;
-        let bytes = serde_json::to_vec(&frozen).map_err(FreezeError::Malformed)?;
+        let frozen = state.freeze(self.stopping.get(), &mut fds);
+        let bytes = frozen.and_then(|frozen| serde_json::to_vec(&frozen).map_err(FreezeError::Malformed));
+        let bytes = bytes.inspect_err(|_| state.go_on())?;
         state.dissolve();
         self.tasks.borrow_mut().clear();
         Ok(Frozen { bytes, fds })
@@ -160,6 +164,9 @@ impl Shim {
         }
         drop(state);
         shim.set_going();
+        if frozen.stopping {
+            shim.stop();
+        }
         // Drains may have come to their end while everything stood still, and children may have died.
         shim.look_at_drains();
         shim.reap();
@@ -182,7 +189,7 @@ fn drained_process(running: &Running) -> Option<(TaskId, ProcessId)> {
 }
 
 impl State {
-    fn freeze(&mut self, bag: &mut FdBag) -> Result<FrozenState, FreezeError> {
+    fn freeze(&mut self, stopping: bool, bag: &mut FdBag) -> Result<FrozenState, FreezeError> {
         // First what can refuse, so that a refusal leaves everything as it was.
         let mut containers = Vec::new();
         for (task, container) in &self.containers {
@@ -214,7 +221,14 @@ impl State {
             events: self.publisher.freeze(),
             listener,
             unsaved: self.unsaved.clone(),
+            stopping,
         })
+    }
+
+    /// A freeze was refused half-way: lets go of what it held.
+    fn go_on(&self) {
+        let processes = self.containers.values().flat_map(|container| container.processes.values());
+        processes.filter_map(|process| process.io.as_ref()).for_each(ProcessIo::go_on);
     }
 
     /// Drops everything that acts; what was written down acts from now on.
@@ -242,7 +256,10 @@ impl State {
         me: &Weak<Shim>,
     ) -> Result<Running, FreezeError> {
         let what = match frozen.child {
-            None => What::Drain,
+            None => match &frozen.work {
+                Work::Settle(process) => settle(me, call, &frozen.task, process),
+                _ => What::Drain,
+            },
             Some(child) => {
                 What::Child(thaw_child(child, bag).map_err(|e| FreezeError::Fd(format!("call {}", call.0), e))?)
             }
@@ -255,7 +272,8 @@ impl State {
 fn freeze_container(task: &TaskId, container: &Container, bag: &mut FdBag) -> Result<FrozenContainer, FreezeError> {
     let mut processes = Vec::new();
     for (id, process) in &container.processes {
-        let name = format!("task.{}.{}", task.0, id.exec_id());
+        // Ids may hold dots, but no slash: two processes never have the same name.
+        let name = format!("task/{}/{}/", task.0, id.exec_id());
         let io = process.io.as_ref().map(|io| io.freeze(&name, bag)).transpose();
         let io = io.map_err(|e| match e.kind() {
             std::io::ErrorKind::WouldBlock => FreezeError::Busy(format!("the log of task {:?}", task.0)),
@@ -303,7 +321,7 @@ fn thaw_container(
 
 fn freeze_running(call: CallId, running: &mut Running, bag: &mut FdBag) -> std::io::Result<FrozenRunning> {
     let child = match &mut running.what {
-        What::Drain => None,
+        What::Drain | What::Settle { .. } => None,
         What::Child(child) => Some(FrozenChild {
             pid: child.pid,
             output: child.output.as_ref().map(|fd| bag.put(format!("call{}.output", call.0), fd)).transpose()?,
@@ -311,7 +329,7 @@ fn freeze_running(call: CallId, running: &mut Running, bag: &mut FdBag) -> std::
             console: match &mut child.console {
                 Some(console) => {
                     let (fd, dir) = console.hand_on()?;
-                    Some((bag.put_owned(format!("call{}.console", call.0), fd), dir))
+                    Some((bag.put_owned(format!("call{}.console", call.0), fd)?, dir))
                 }
                 None => None,
             },

@@ -31,6 +31,8 @@ struct Job {
     destination: Destination,
     /// What is being written; empty once it is written.
     batch: Vec<u8>,
+    /// Written down by [`LogWriter::freeze`]: a write that was begun and comes late must leave the batch to the successor.
+    held: bool,
 }
 
 #[derive(Debug)]
@@ -77,7 +79,7 @@ impl LogWriter {
     /// As [`LogFile::open`].
     pub fn json_file(settings: &LogSettings, on_idle: Box<dyn Fn()>) -> io::Result<Self> {
         let file = LogFile::open(&settings.path, settings.max_size, settings.max_files)?;
-        Ok(Self::run(Job { destination: Destination::Json(file), batch: Vec::new() }, Vec::new(), on_idle))
+        Ok(Self::run(Job::new(Destination::Json(file), Vec::new()), Vec::new(), on_idle))
     }
 
     /// Opens or makes a file to be appended to, mode 0644, its parents 0755 (contract 6.6).
@@ -90,7 +92,7 @@ impl LogWriter {
         }
         let file = OpenOptions::new().append(true).create(true).mode(0o644).open(path)?;
         let destination = Destination::Raw { path: path.to_owned(), file, written: 0 };
-        Ok(Self::run(Job { destination, batch: Vec::new() }, Vec::new(), on_idle))
+        Ok(Self::run(Job::new(destination, Vec::new()), Vec::new(), on_idle))
     }
 
     fn run(job: Job, queue: Vec<u8>, on_idle: Box<dyn Fn()>) -> Self {
@@ -143,16 +145,16 @@ impl LogWriter {
         }
     }
 
-    /// Writes the writer down.
+    /// Writes the writer down. It writes no more then, until [`LogWriter::go_on`].
     ///
     /// # Errors
     /// `WouldBlock` while a write is under way: try again a little later. Else as `dup(2)`.
     pub fn freeze(&self, settings: Option<&LogSettings>, name: &str, bag: &mut FdBag) -> io::Result<FrozenWriter> {
-        let job = self.try_lock()?;
+        let mut job = self.try_lock()?;
         let (fd, destination) = match (&job.destination, settings) {
             (Destination::Json(file), Some(settings)) => {
                 let (fd, progress) = file.parts()?;
-                (bag.put_owned(name.to_owned(), fd), FrozenDestination::Json { settings: settings.clone(), progress })
+                (bag.put_owned(name.to_owned(), fd)?, FrozenDestination::Json { settings: settings.clone(), progress })
             }
             (Destination::Json(_), None) => return Err(ErrorKind::InvalidInput.into()),
             (Destination::Raw { path, file, written }, _) => {
@@ -160,7 +162,14 @@ impl LogWriter {
                 (bag.put(name.to_owned(), file)?, frozen)
             }
         };
+        job.held = true;
         Ok(FrozenWriter { fd, destination, batch: job.batch.clone(), queue: self.shared.queue.borrow().clone() })
+    }
+
+    /// Nothing came of the freeze.
+    pub fn go_on(&self) {
+        lock(&self.shared.job).held = false;
+        self.shared.work.notify_one();
     }
 
     /// Goes on where [`LogWriter::freeze`] stopped.
@@ -175,7 +184,7 @@ impl LogWriter {
             }
             FrozenDestination::Raw { path, written } => Destination::Raw { path, file: fd.into(), written },
         };
-        Ok(Self::run(Job { destination, batch: frozen.batch }, frozen.queue, on_idle))
+        Ok(Self::run(Job::new(destination, frozen.batch), frozen.queue, on_idle))
     }
 
     fn try_lock(&self) -> io::Result<MutexGuard<'_, Job>> {
@@ -200,7 +209,9 @@ async fn drive(shared: Rc<Shared>) {
         let job = shared.job.clone();
         let outcome = tokio::task::spawn_blocking(move || lock(&job).write()).await;
         match outcome {
-            Ok(Ok(())) => {
+            // Frozen before the thread came to it.
+            Ok(Ok(false)) => shared.work.notified().await,
+            Ok(Ok(true)) => {
                 shared.busy.set(false);
                 (retry, reported) = (RETRY.0, false);
                 if shared.queue.borrow().is_empty() {
@@ -210,7 +221,7 @@ async fn drive(shared: Rc<Shared>) {
             failed => {
                 if !std::mem::replace(&mut reported, true) {
                     let error =
-                        failed.map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
+                        failed.map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |_| String::new()));
                     tracing::error!(error, "cannot write the container's log, trying again until it works");
                 }
                 tokio::time::sleep(retry).await;
@@ -226,7 +237,15 @@ fn lock(job: &Mutex<Job>) -> MutexGuard<'_, Job> {
 }
 
 impl Job {
-    fn write(&mut self) -> io::Result<()> {
+    fn new(destination: Destination, batch: Vec<u8>) -> Self {
+        Self { destination, batch, held: false }
+    }
+
+    /// Whether the batch is written now.
+    fn write(&mut self) -> io::Result<bool> {
+        if self.held {
+            return Ok(false);
+        }
         match &mut self.destination {
             Destination::Json(file) => file.append(&self.batch)?,
             Destination::Raw { file, written, .. } => {
@@ -241,6 +260,86 @@ impl Job {
             }
         }
         self.batch = Vec::new();
-        Ok(())
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::future::Future;
+    use std::sync::mpsc;
+
+    use tokio::task::{LocalSet, spawn_blocking, yield_now};
+
+    use super::*;
+
+    /// With one thread, as in the shim, so that a test can keep it busy.
+    fn with_one_thread(test: impl Future<Output = ()>) {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+        LocalSet::new().block_on(&runtime, test);
+    }
+
+    fn path(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("holdfast-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        path
+    }
+
+    async fn written(writer: &LogWriter) {
+        let idle = async {
+            while !writer.is_idle() {
+                yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), idle).await.expect("what was enqueued is written");
+    }
+
+    /// A batch that was given to the thread, which is kept from it until the sender is dropped.
+    async fn with_a_batch_on_its_way(path: &Path) -> (LogWriter, mpsc::Sender<()>) {
+        let (release, gate) = mpsc::channel();
+        drop(spawn_blocking(move || gate.recv()));
+        let writer = LogWriter::raw(path, Box::new(|| ())).unwrap();
+        writer.enqueue(|queue| queue.extend_from_slice(b"once\n"));
+        while !writer.shared.busy.get() {
+            yield_now().await;
+        }
+        (writer, release)
+    }
+
+    #[test]
+    fn a_write_that_comes_after_a_freeze_leaves_the_batch_to_the_successor() {
+        with_one_thread(async {
+            let path = path("late-write");
+            let (writer, release) = with_a_batch_on_its_way(&path).await;
+            let mut bag = FdBag::default();
+            let frozen = writer.freeze(None, "log", &mut bag).unwrap();
+            drop(writer);
+            let successor = LogWriter::thaw(frozen, &mut bag, Box::new(|| ())).unwrap();
+            drop(release);
+            written(&successor).await;
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "once\n");
+            std::fs::remove_file(path).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_freeze_that_came_to_nothing_loses_nothing() {
+        with_one_thread(async {
+            let path = path("no-freeze");
+            let (writer, release) = with_a_batch_on_its_way(&path).await;
+            writer.freeze(None, "log", &mut FdBag::default()).unwrap();
+            drop(release);
+            // The write comes and is sent away.
+            let (seen, look) = tokio::sync::oneshot::channel();
+            drop(spawn_blocking(move || seen.send(())));
+            look.await.unwrap();
+            assert!(!writer.is_idle());
+            writer.go_on();
+            written(&writer).await;
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "once\n");
+            std::fs::remove_file(path).unwrap();
+        });
     }
 }

@@ -227,6 +227,11 @@ impl ProcessIo {
         outputs.all(Flow::is_drained) && self.log.as_ref().is_none_or(|log| log.writer.is_idle())
     }
 
+    /// Whether all that was printed up to now has reached its readers, as far as they are there.
+    pub fn is_settled(&self) -> bool {
+        self.flows.iter().filter(|flow| flow.stream() != Stream::Stdin).all(Flow::is_settled)
+    }
+
     /// Adds readers to the output. Whether there was a stream to read from.
     ///
     /// # Errors
@@ -277,6 +282,13 @@ impl ProcessIo {
         };
         let prepared = self.prepared.as_ref().map(|p| p.freeze(name, bag)).transpose()?;
         Ok(FrozenIo { flows, keeper, log, console, prepared })
+    }
+
+    /// Nothing came of the freeze.
+    pub fn go_on(&self) {
+        if let Some(log) = &self.log {
+            log.writer.go_on();
+        }
     }
 
     /// Goes on where [`ProcessIo::freeze`] stopped.

@@ -223,6 +223,18 @@ impl Flow {
         self.shared.unread.get() || self.shared.state.borrow().sink.is_none()
     }
 
+    /// Whether all that was written into the source up to now has reached its reader, or there is none to reach.
+    pub fn is_settled(&self) -> bool {
+        let state = self.shared.state.borrow();
+        let empty = |fd: &Fd| pipe::unread(fd.get_ref()).is_ok_and(|n| n == 0);
+        let Some(sink) = &state.sink else { return true };
+        let passed_on = state.pending.is_empty() && state.source.as_ref().is_none_or(empty);
+        match sink {
+            OpenSink::Fifo(fd, _) => !fifo::has_reader(fd.get_ref()) || (passed_on && empty(fd)),
+            OpenSink::Process(_) | OpenSink::Log { .. } => passed_on,
+        }
+    }
+
     /// Whether its source has ended.
     pub fn has_ended(&self) -> bool {
         self.shared.state.borrow().source.is_none()

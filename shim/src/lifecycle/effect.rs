@@ -109,6 +109,8 @@ pub enum Work {
     },
     /// Wait until a process's output has been passed on, up to a bound.
     Drain(ProcessId),
+    /// Wait shortly until what an ended process had printed has reached a reader who is there.
+    Settle(ProcessId),
     /// Unmount the root filesystem.
     Unmount,
 }

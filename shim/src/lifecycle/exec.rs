@@ -20,6 +20,9 @@ pub(super) struct Exec {
     /// 0 until the runtime has named it.
     pub(super) pid: Pid,
     pub(super) exit: Option<Exit>,
+    /// It was reaped, and is heard out before that is told: the pid may be somebody else's by now.
+    #[serde(default)]
+    pub(super) dying: Option<(CallId, Exit)>,
     pub(super) waiters: Vec<Asker>,
     /// The start or the drain before a delete that is under way.
     pub(super) busy: Option<(CallId, Asker)>,
@@ -29,7 +32,15 @@ pub(super) struct Exec {
 
 impl Exec {
     pub(super) fn new() -> Self {
-        Self { state: ExecState::Created, pid: 0, exit: None, waiters: Vec::new(), busy: None, queue: VecDeque::new() }
+        Self {
+            state: ExecState::Created,
+            pid: 0,
+            exit: None,
+            dying: None,
+            waiters: Vec::new(),
+            busy: None,
+            queue: VecDeque::new(),
+        }
     }
 
     /// Whether its end must come before init's (rule "init last").
@@ -52,6 +63,7 @@ impl Exec {
     pub(super) fn allows(&self, id: &ProcessId, verb: Verb) -> Result<(), Refusal> {
         match (verb, self.state) {
             (Verb::Kill { .. }, ExecState::Created) => Err(Refusal::NotStarted(id.clone())),
+            (Verb::Kill { .. }, _) if self.dying.is_some() => Err(Refusal::Finished(id.clone())),
             (Verb::Kill { .. }, ExecState::Stopped) => Err(Refusal::Finished(id.clone())),
             (Verb::Start, ExecState::Starting | ExecState::Running | ExecState::Stopped)
             | (Verb::Delete, ExecState::Starting | ExecState::Running)

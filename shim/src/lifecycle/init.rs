@@ -16,6 +16,15 @@ pub(super) enum InitState {
     Stopped,
 }
 
+/// See the rule "heard out before announced".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum HeardOut {
+    #[default]
+    No,
+    UnderWay(CallId),
+    Yes,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Init {
     pub(super) state: InitState,
@@ -23,6 +32,9 @@ pub(super) struct Init {
     pub(super) pid: Pid,
     /// Set with `Stopped`, and never changed after.
     pub(super) exit: Option<Exit>,
+    /// Whether it was heard out after its end.
+    #[serde(default)]
+    pub(super) heard_out: HeardOut,
     pub(super) waiters: Vec<Asker>,
 }
 
@@ -82,7 +94,7 @@ impl InitState {
 
 impl Init {
     pub(super) fn new() -> Self {
-        Self { state: InitState::Creating, pid: 0, exit: None, waiters: Vec::new() }
+        Self { state: InitState::Creating, pid: 0, exit: None, heard_out: HeardOut::No, waiters: Vec::new() }
     }
 
     pub(super) fn view(&self) -> ProcessView {

@@ -24,6 +24,8 @@
 //!   Exits that no process claims are stashed while a call is in flight that may yet name their pid.
 //! - **init last**: the exit of the init process is the last exit of its task; it waits for the execs that run or start,
 //!   and for nothing else. No exec starts once init was reaped.
+//! - **heard out before announced**: an exit is announced once what the process had printed has reached its reader, if one
+//!   is there and takes it within a short bound. Some clients (ctr 1.6) stop reading when they hear of the exit.
 //! - **saved before announced**: the record holds a fact before an event or a reply tells it.
 //! - **one at a time**: calls that change the same process are carried out one after the other, in the order of arrival.
 //!   What only asks (`State`, `Wait`, `Pids`, `Connect`, `Stats`) never waits for them.

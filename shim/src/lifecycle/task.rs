@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::exec::{Exec, ExecState};
-use super::init::{CreateStep, DeleteStep, Init, InitState, Op, Running};
+use super::init::{CreateStep, DeleteStep, HeardOut, Init, InitState, Op, Running};
 use super::{
     Asker, CallId, Effect, Effects, Event, ExecId, Exit, Failure, FailureKind, Input, KnownProcess, Outcome, Pid,
     ProcessId, Refusal, Reply, Request, TaskId, Verb, Work,
@@ -64,6 +64,12 @@ impl Turn<'_> {
         self.calls.in_flight.insert(call, Call { task: self.id.clone(), process: process.clone(), names_pid });
         self.effects.push(Effect::Begin { call, task: self.id.clone(), work, asker });
         call
+    }
+
+    /// Rule "heard out before announced".
+    fn hear_out(&mut self, process: &ProcessId) -> CallId {
+        self.effects.push(Effect::OutputEnds(self.id.clone(), process.clone()));
+        self.begin(process, Work::Settle(process.clone()), None)
     }
 
     fn save(&mut self) {
@@ -370,15 +376,13 @@ impl Task {
             return;
         }
         if verb == Verb::Exec {
-            let answer = self.add_exec(turn.id, exec_id);
-            let added = answer.is_ok();
-            if added {
+            let added = self.add_exec(turn.id, exec_id);
+            if added.is_ok() {
                 turn.effects.push(Effect::Adopt(asker, turn.id.clone(), process.clone()));
-            }
-            turn.reply(asker, answer.map(|()| Reply::Empty));
-            if added {
+                turn.save();
                 turn.publish(Event::ExecAdded { process });
             }
+            turn.reply(asker, added.map(|()| Reply::Empty));
             return;
         }
         let status = self.init.view().status;
@@ -446,11 +450,16 @@ impl Task {
     /// `Err(None)`: init has exited.
     fn may_start_exec(&self) -> Result<(), Option<Refusal>> {
         match self.init.state {
-            _ if self.init_exit.is_some() => Err(None),
+            _ if self.init_was_reaped() => Err(None),
             InitState::Stopped => Err(None),
             InitState::Pausing | InitState::Paused => Err(Some(self.init.refuse(Verb::Exec))),
             _ => Ok(()),
         }
+    }
+
+    /// Also while that is not told yet, since its start was not.
+    fn init_was_reaped(&self) -> bool {
+        self.init_exit.is_some() || matches!(self.running, Some(Running { op: Op::Start(Some(_)), .. }))
     }
 
     /// The id is reserved here, at once, so that two requests can't both have it.
@@ -475,7 +484,7 @@ impl Task {
             }
             return true;
         }
-        let of_exec = |e: &Exec| e.pid == pid && e.state == ExecState::Running;
+        let of_exec = |e: &Exec| e.pid == pid && e.state == ExecState::Running && e.dying.is_none();
         let Some(id) = self.execs.iter().find(|(_, e)| of_exec(e)).map(|(id, _)| id.clone()) else { return false };
         self.exec_reaped(&id, exit, turn);
         true
@@ -483,15 +492,25 @@ impl Task {
 
     fn init_reaped(&mut self, exit: Exit, turn: &mut Turn<'_>) {
         self.init_exit = Some(exit);
-        if matches!(self.init.state, InitState::Pausing | InitState::Paused) {
-            // What is left of a frozen container could neither end nor be deleted.
-            turn.begin(&ProcessId::Init, Work::Resume, None);
+        // A pause or resume that is under way sees to it when it ends.
+        let freezer_busy = matches!(self.running, Some(Running { op: Op::Pause | Op::Resume, .. }));
+        if self.init.state == InitState::Paused && !freezer_busy {
+            self.thaw_the_rest(turn);
         }
+        self.kill_the_rest(turn);
+        self.announce_init_exit_if_last(turn);
+    }
+
+    /// What is left of a frozen container could neither end nor be deleted.
+    fn thaw_the_rest(&self, turn: &mut Turn<'_>) {
+        turn.begin(&ProcessId::Init, Work::Resume, None);
+    }
+
+    /// Without a pid namespace of its own nothing ends the other processes with init.
+    fn kill_the_rest(&self, turn: &mut Turn<'_>) {
         if self.shared_pids {
-            // No pid namespace ends the others with it.
             turn.begin(&ProcessId::Init, Work::Kill { signal: 9, all: true }, None);
         }
-        self.announce_init_exit_if_last(turn);
     }
 
     fn announce_init_exit_if_last(&mut self, turn: &mut Turn<'_>) {
@@ -499,9 +518,16 @@ impl Task {
         if self.init.state == InitState::Stopped || self.execs.values().any(Exec::is_live) {
             return;
         }
+        match self.init.heard_out {
+            HeardOut::Yes => {}
+            HeardOut::UnderWay(_) => return,
+            HeardOut::No => {
+                self.init.heard_out = HeardOut::UnderWay(turn.hear_out(&ProcessId::Init));
+                return;
+            }
+        }
         self.init.state = InitState::Stopped;
         self.init.exit = Some(exit);
-        turn.effects.push(Effect::OutputEnds(turn.id.clone(), ProcessId::Init));
         turn.save();
         turn.publish(Event::Exited { process: ProcessId::Init, pid: self.init.pid, exit });
         for asker in std::mem::take(&mut self.init.waiters) {
@@ -515,11 +541,15 @@ impl Task {
 
     fn exec_reaped(&mut self, id: &ExecId, exit: Exit, turn: &mut Turn<'_>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
+        exec.dying = Some((turn.hear_out(&ProcessId::Exec(id.clone())), exit));
+    }
+
+    fn announce_exec_exit(&mut self, id: &ExecId, exit: Exit, turn: &mut Turn<'_>) {
+        let Some(exec) = self.execs.get_mut(id) else { return };
         let process = ProcessId::Exec(id.clone());
         exec.state = ExecState::Stopped;
         exec.exit = Some(exit);
         let (pid, waiters) = (exec.pid, std::mem::take(&mut exec.waiters));
-        turn.effects.push(Effect::OutputEnds(turn.id.clone(), process.clone()));
         turn.save();
         turn.publish(Event::Exited { process, pid, exit });
         for asker in waiters {
@@ -530,6 +560,10 @@ impl Task {
 
     fn exec_done(&mut self, call: CallId, id: &ExecId, outcome: Outcome, early: Option<Exit>, turn: &mut Turn<'_>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
+        if let Some((_, exit)) = exec.dying.take_if(|(settling, _)| *settling == call) {
+            self.announce_exec_exit(id, exit, turn);
+            return;
+        }
         let Some((_, asker)) = exec.busy.take_if(|(busy, _)| *busy == call) else { return };
         let process = ProcessId::Exec(id.clone());
         if exec.state != ExecState::Starting {
@@ -544,8 +578,11 @@ impl Task {
                 turn.save();
                 turn.publish(Event::ExecStarted { process, pid });
                 turn.reply(asker, Ok(Reply::Pid(pid)));
-                if let Some(exit) = early {
-                    self.exec_reaped(id, exit, turn);
+                match early {
+                    Some(exit) => self.exec_reaped(id, exit, turn),
+                    // It was not there yet when the others were killed.
+                    None if self.init_exit.is_some() => self.kill_the_rest(turn),
+                    None => {}
                 }
             }
             Err(failure) => {
@@ -573,6 +610,11 @@ impl Task {
     }
 
     fn init_done(&mut self, call: CallId, outcome: Outcome, early: Option<Exit>, turn: &mut Turn<'_>) {
+        if self.init.heard_out == HeardOut::UnderWay(call) {
+            self.init.heard_out = HeardOut::Yes;
+            self.announce_init_exit_if_last(turn);
+            return;
+        }
         // An errand of the shim's own: its failure was logged by the driver.
         let Some(Running { op, asker, .. }) = self.running.take_if(|r| r.call == Some(call)) else { return };
         match op {
@@ -657,7 +699,11 @@ impl Task {
                 turn.publish(if to == InitState::Paused { Event::Paused } else { Event::Resumed });
             }
         }
+        let thawed = to == InitState::Running && outcome.is_ok();
         turn.reply(asker, empty(outcome));
+        if self.init_exit.is_some() && !thawed {
+            self.thaw_the_rest(turn);
+        }
     }
 
     fn delete_done(&mut self, step: DeleteStep, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {

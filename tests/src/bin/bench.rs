@@ -1,7 +1,7 @@
 //! The benchmark: drives the shim protocol of ours and of containerd's own shim, in turn, and prints medians.
 //!
 //! ```text
-//! bench [--rounds N] [--execs N] [--help]
+//! bench [--rounds N] [--execs N]
 //! ```
 //!
 //! In every round each subject lives through one container, in an order that rotates, so that a machine which gets
