@@ -230,7 +230,7 @@ impl Flow {
         let Some(sink) = &state.sink else { return true };
         let passed_on = state.pending.is_empty() && state.source.as_ref().is_none_or(empty);
         match sink {
-            OpenSink::Fifo(fd, _) => !fifo::has_reader(fd.get_ref()) || (passed_on && empty(fd)),
+            OpenSink::Fifo(fd) => !fifo::has_reader(fd.get_ref()) || (passed_on && empty(fd)),
             OpenSink::Process(_) | OpenSink::Log { .. } => passed_on,
         }
     }
