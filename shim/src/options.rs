@@ -11,6 +11,8 @@ use containerd_shim_protos::shim::oci;
 use protobuf::{CodedInputStream, Message};
 use serde::{Deserialize, Serialize};
 
+use crate::regular;
+
 const RUNC: &str = "containerd.runc.v1.Options";
 const GENERIC: &str = "runtimeoptions.v1.Options";
 
@@ -259,7 +261,7 @@ impl Options {
     /// # Errors
     /// [`OptionsError::Read`], [`OptionsError::Json`].
     pub fn read(path: &Path) -> Result<Self, OptionsError> {
-        match fs::read(path) {
+        match regular::read(path) {
             Ok(text) => {
                 serde_json::from_slice(&text).map_err(|source| OptionsError::Json { path: path.to_owned(), source })
             }

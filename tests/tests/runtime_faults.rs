@@ -60,6 +60,24 @@ fn a_failed_create_says_why_and_can_be_repeated() {
 }
 
 #[test]
+fn a_runtime_directory_that_cannot_be_written_is_named() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let tasks = world.scene.run_dir().join("tasks");
+    fs::write(&tasks, "in the way").unwrap();
+    let refusal = shim.create(&Stdio::none()).unwrap_err();
+    assert_eq!(refusal.code(), Code::UNKNOWN, "{refusal:?}");
+    let named = format!("cannot write {}/", tasks.display());
+    assert!(refusal.message().contains(&named), "{refusal:?}");
+    assert!(refusal.message().contains("Not a directory"), "{refusal:?}");
+    assert_nothing_left(&world, &bundle, &mut shim);
+    fs::remove_file(&tasks).unwrap();
+    shim.run(&Stdio::none());
+    shim.discard();
+}
+
+#[test]
 fn a_failure_without_a_log_line_gives_the_runtimes_exit_status() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();

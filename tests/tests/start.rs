@@ -75,6 +75,19 @@ fn the_server_is_on_its_own() {
 }
 
 #[test]
+fn the_server_keeps_no_needless_descriptors() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let shim = world.start(&bundle);
+    let dir = format!("/proc/{}/fd", shim.process().pid());
+    let open = fs::read_dir(dir).unwrap().filter_map(|e| fs::read_link(e.unwrap().path()).ok());
+    let null = open.filter(|target| target == Path::new("/dev/null")).count();
+    // Of the standard streams: its standard error is its log.
+    assert_eq!(null, 2);
+    shim.shutdown();
+}
+
+#[test]
 fn a_second_start_finds_the_first_shim() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
@@ -182,6 +195,19 @@ fn a_malformed_configuration_is_named() {
         fs::write(bundle.path("config.json"), text).unwrap();
         assert_refused(&world, &world.launch(&bundle).run_start(), "config.json");
     }
+}
+
+#[test]
+fn a_configuration_that_is_no_regular_file_is_named_and_not_waited_for() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let config = bundle.path("config.json");
+    fs::remove_file(&config).unwrap();
+    nix::unistd::mkfifo(&config, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_refused(&world, &world.launch(&bundle).run_start(), "config.json: it is not a regular file");
+    fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+    assert_refused(&world, &world.launch(&bundle).run_start(), "config.json: it is not a regular file");
 }
 
 #[test]

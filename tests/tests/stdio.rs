@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::{fs, thread};
 
 use holdfast_tests::shim::Status;
@@ -94,6 +95,37 @@ fn output_waits_for_a_reader_that_comes_after_the_exit() {
     let (stdout, stderr) = stdio.readers();
     assert_eq!(stdout.text(), "last words\n");
     assert_eq!(stderr.unwrap().text(), "of stderr\n");
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn output_that_nobody_reads_costs_no_wakeups() {
+    let world = FakeWorld::new();
+    let bundle = world.script("echo out; echo err >&2; exit 6");
+    let mut shim = world.start(&bundle);
+    let stdio = Stdio::output(&world.scene, "init");
+    // They leave with the output unread.
+    let mut reader = fs::File::options();
+    reader.read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
+    let held = [reader.open(&stdio.stdout).unwrap(), reader.open(&stdio.stderr).unwrap()];
+    shim.run(&stdio);
+    assert_eq!(shim.wait_status(""), 6);
+    drop(held);
+    let pid = shim.process().pid();
+    let switches = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:").map(|n| n.trim().to_owned())).unwrap()
+    };
+    eventually("the shim should sleep", || {
+        let before = switches();
+        // The window of the measurement.
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        let after = switches();
+        if before == after { Ok(()) } else { Err((before, after)) }
+    });
+    let (stdout, stderr) = stdio.readers();
+    assert_eq!((stdout.text().as_str(), stderr.unwrap().text().as_str()), ("out\n", "err\n"));
     shim.delete("").unwrap();
     shim.shutdown();
 }

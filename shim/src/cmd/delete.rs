@@ -6,7 +6,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use containerd_shim_protos::api::DeleteResponse;
-use holdfast_proto::record::{FILE_NAME, Record, container_dir, run_dir};
+use holdfast_proto::record::{FILE_NAME, ReadError, Record, container_dir, run_dir};
 use protobuf::MessageField;
 
 use super::start::instance;
@@ -18,7 +18,7 @@ use crate::oci::log::{self, FailureKind};
 use crate::oci::runner::{self, ChildStdio};
 use crate::options::Options;
 use crate::sys::{mount, process, reaper, signal};
-use crate::{record, wire};
+use crate::{record, regular, wire};
 
 /// The daemon gives the whole command five seconds.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(3);
@@ -72,12 +72,16 @@ fn read_record(dir: &Path, warn: &mut dyn FnMut(String)) -> Option<Record> {
     let path = dir.join(FILE_NAME);
     match path.try_exists() {
         Ok(false) => None,
-        _ => Record::read(&path).map_err(|e| warn(chain(&e))).ok().filter(|r| r.boot_id == record::boot_id()),
+        _ => {
+            let bytes = regular::read(&path).map_err(|e| ReadError::Io(path.clone(), e));
+            let record = bytes.and_then(|bytes| Record::parse(&path, &bytes));
+            record.map_err(|e| warn(chain(&e))).ok().filter(|r| r.boot_id == record::boot_id())
+        }
     }
 }
 
 fn read_pid(bundle: &Path) -> Option<u32> {
-    fs::read_to_string(bundle.join("init.pid")).ok()?.trim().parse().ok()
+    regular::read_to_string(&bundle.join("init.pid")).ok()?.trim().parse().ok()
 }
 
 /// A pid alone may be somebody else's by now; without a record the runtime alone decides.
@@ -136,7 +140,7 @@ fn runtime(flags: &Flags, bundle: &Path, record: Option<&Record>) -> Result<Runt
     }
     let mut options = Options::read(&bundle.join("options.json")).unwrap_or_default();
     if options.binary_name.is_empty()
-        && let Ok(binary) = fs::read_to_string(bundle.join("runtime"))
+        && let Ok(binary) = regular::read_to_string(&bundle.join("runtime"))
     {
         binary.trim().clone_into(&mut options.binary_name);
     }

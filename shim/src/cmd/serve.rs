@@ -48,11 +48,13 @@ pub enum ServeError {
 pub fn run(flags: &Flags) -> Result<(), ServeError> {
     let config = config(flags)?;
     let (listener, tell) = set_up(flags).map_err(|(what, e)| ServeError::SetUp(what, e))?;
-    let mut tell = File::from(tell);
+    let mut tell = Some(File::from(tell));
     match serve(config, listener, &mut tell) {
         Ok(()) => Ok(()),
         Err((what, e)) => {
-            let _ = write!(tell, "cannot {what}: {e}");
+            if let Some(mut tell) = tell {
+                let _ = write!(tell, "cannot {what}: {e}");
+            }
             Err(ServeError::SetUp(what, e))
         }
     }
@@ -102,7 +104,7 @@ fn set_up(flags: &Flags) -> Result<(OwnedFd, OwnedFd), (&'static str, io::Error)
     Ok(inherited)
 }
 
-fn serve(config: Config, listener: OwnedFd, tell: &mut File) -> Result<(), (&'static str, io::Error)> {
+fn serve(config: Config, listener: OwnedFd, tell: &mut Option<File>) -> Result<(), (&'static str, io::Error)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -118,8 +120,9 @@ fn serve(config: Config, listener: OwnedFd, tell: &mut File) -> Result<(), (&'st
         let shim = Shim::serve(config, listener).map_err(|e| ("serve the socket", e))?;
         // A child may have died before its signal could be seen; there is none yet, but an upgrade will have some.
         shim.reap();
-        tell.write_all(READY.as_bytes()).map_err(|e| ("say that it is ready", e))?;
-        *tell = File::open("/dev/null").map_err(|e| ("close the readiness pipe", e))?;
+        if let Some(mut tell) = tell.take() {
+            tell.write_all(READY.as_bytes()).map_err(|e| ("say that it is ready", e))?;
+        }
         let _signals = OwnedTask::spawn(heed(shim.clone(), signals));
         shim.ended().await;
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Weak;
 use std::time::Duration;
 
@@ -127,8 +127,7 @@ impl State {
 
     fn begin_mount(&mut self, call: CallId, task: &TaskId) -> Result<Option<What>, Failure> {
         let container = self.containers.get(task).ok_or_else(|| gone(task))?;
-        let kept = |e: io::Error| failure(format!("cannot keep the options of task {:?}: {e}", task.0));
-        container.write_options().map_err(kept)?;
+        container.write_options().map_err(|(path, e)| failure(format!("cannot write {}: {e}", path.display())))?;
         if container.mounts.is_empty() {
             return Ok(None);
         }
@@ -421,7 +420,10 @@ fn how_it_fared(work: &Work, child: &Child, status: ExitStatus) -> Option<Failur
         let text = format!("{what} failed: it did not end within its deadline and was killed{last}");
         return Some(Failure { kind: FailureKind::Deadline, text });
     }
-    let said = said.unwrap_or_else(|| format!("it ended with status {} and said nothing", status.code()));
+    let said = said.unwrap_or_else(|| {
+        let why = child.log.as_deref().and_then(why_no_log).unwrap_or_default();
+        format!("it ended with status {} and said nothing{why}", status.code())
+    });
     let kind = match (work, log::classify(&said)) {
         _ if is_mount => FailureKind::Other,
         (Work::Create, RuntimeFailure::AlreadyExists) => FailureKind::AlreadyExists,
@@ -432,6 +434,12 @@ fn how_it_fared(work: &Work, child: &Child, status: ExitStatus) -> Option<Failur
         _ => FailureKind::Other,
     };
     Some(Failure { kind, text: format!("{what} failed: {said}") })
+}
+
+/// A runtime that cannot write its log cannot say what else went wrong, which is mostly the same: a full disk.
+fn why_no_log(log: &Path) -> Option<String> {
+    let error = std::fs::write(log, "\n").err()?;
+    Some(format!(", its log {} cannot be written: {error}", log.display()))
 }
 
 fn failure(text: String) -> Failure {
@@ -456,5 +464,18 @@ fn spell(error: &io::Error) -> String {
         io::ErrorKind::NotFound => "executable file not found: no such file or directory".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_log_that_cannot_be_written_is_an_excuse() {
+        let path = Path::new("/nonexistent/1.log");
+        let said = why_no_log(path).unwrap_or_default();
+        assert_eq!(said, ", its log /nonexistent/1.log cannot be written: No such file or directory (os error 2)");
+        assert_eq!(why_no_log(Path::new("/dev/null")), None);
     }
 }

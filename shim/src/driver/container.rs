@@ -75,11 +75,17 @@ impl Container {
     }
 
     /// Writes what `delete` needs if this process is gone by then (contract 1.7).
-    pub(super) fn write_options(&self) -> io::Result<()> {
-        record::make_dir(&self.dir)?;
-        record::replace(&self.bundle.join("options.json"), self.options.to_json().as_bytes(), 0o600)?;
-        let binary = self.runtime.binary.to_string_lossy();
-        record::replace(&self.bundle.join("runtime"), binary.as_bytes(), 0o600)
+    ///
+    /// # Errors
+    /// The path that could not be made, and why.
+    pub(super) fn write_options(&self) -> Result<(), (PathBuf, io::Error)> {
+        record::make_dir(&self.dir).map_err(|e| (self.dir.clone(), e))?;
+        let write = |name: &str, bytes: &[u8]| {
+            let path = self.bundle.join(name);
+            record::replace(&path, bytes, 0o600).map_err(|e| (path, e))
+        };
+        write("options.json", self.options.to_json().as_bytes())?;
+        write("runtime", self.runtime.binary.to_string_lossy().as_bytes())
     }
 }
 

@@ -17,11 +17,14 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::sys::pipe;
 use crate::sys::ready::{self, Watch};
 
 /// How often an absent reader is looked for where the kernel grants no inotify instance (their number per user is
 /// limited, and a machine may have more containers than that).
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a present reader's progress is looked at, at first and at last, besides what inotify reports.
+const TAIL_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(4));
 
 /// Why a FIFO could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -93,25 +96,47 @@ pub fn has_reader(write_end: impl AsFd) -> bool {
 ///
 /// epoll does not report that a reader opens, inotify does. The watch is set before the reader is looked for, so that
 /// one who comes in between is seen. Where no watch can be had, looking now and then is all that is left.
-pub async fn reader_returns(path: &Path, write_end: impl AsFd) {
-    let watch = watch_opens(path).ok();
-    while !has_reader(&write_end) {
+pub async fn reader_returns(write_end: &OwnedFd) {
+    let watch = watch(write_end, AddWatchFlags::IN_OPEN).ok();
+    while !has_reader(write_end) {
         match &watch {
-            Some(watch) => {
-                let Ok(mut ready) = watch.readable().await else { return };
-                // What happened is of no interest, only that something did.
-                while watch.get_ref().0.read_events().is_ok() {}
-                ready.clear_ready();
-            }
+            Some(watch) => event(watch).await,
             None => tokio::time::sleep(LOOK_INTERVAL).await,
         }
     }
 }
 
-fn watch_opens(path: &Path) -> io::Result<AsyncFd<Watch>> {
+/// Returns once the FIFO holds nothing more, or its reader has come or gone since `had_reader` was asked. Safe to cancel.
+///
+/// epoll does not report that a reader empties a partly filled FIFO. inotify does, but not on every kernel if the reader
+/// moves pages, so a reader that is there is looked at now and then as well. One that is not costs no wake-up.
+pub async fn tail_changes(write_end: &OwnedFd, had_reader: bool) {
+    let events = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_ACCESS | AddWatchFlags::IN_CLOSE_NOWRITE;
+    let watch = watch(write_end, events).ok();
+    let mut interval = TAIL_INTERVALS.0;
+    while has_reader(write_end) == had_reader && pipe::unread(write_end).is_ok_and(|n| n > 0) {
+        match &watch {
+            Some(watch) if !had_reader => event(watch).await,
+            // Either way the loop looks again.
+            Some(watch) => drop(tokio::time::timeout(interval, event(watch)).await),
+            None => tokio::time::sleep(interval).await,
+        }
+        interval = (interval * 2).min(TAIL_INTERVALS.1);
+    }
+}
+
+/// By the fd rather than by the path, where another FIFO or none may be by now.
+fn watch(fd: &OwnedFd, events: AddWatchFlags) -> io::Result<AsyncFd<Watch>> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    inotify.add_watch(path, AddWatchFlags::IN_OPEN)?;
+    inotify.add_watch(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str(), events)?;
     ready::register(Watch(inotify), Interest::READABLE)
+}
+
+/// Waits for an event. What happened is of no interest, only that something did.
+async fn event(watch: &AsyncFd<Watch>) {
+    let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
+    while watch.get_ref().0.read_events().is_ok() {}
+    ready.clear_ready();
 }
 
 #[cfg(test)]
@@ -183,7 +208,7 @@ mod tests {
         let write = open_write_end(&path).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let waiting = reader_returns(&path, &write);
+            let waiting = reader_returns(&write);
             let opening = async {
                 tokio::task::yield_now().await;
                 reader(&path)
@@ -193,5 +218,33 @@ mod tests {
             drop(held);
         });
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_tail_that_a_new_reader_empties_is_noticed() {
+        let path = fifo("tail");
+        let write = open_write_end(&path).unwrap();
+        let first = reader(&path);
+        nix::unistd::write(&write, b"tail").unwrap();
+        drop(first);
+        // The next reader finds it by another name: not the path is watched.
+        let moved = fifo("tail-moved");
+        std::fs::rename(&path, &moved).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let opening = async {
+                tokio::task::yield_now().await;
+                reader(&moved)
+            };
+            let ((), mut held) = tokio::join!(tail_changes(&write, false), opening);
+            let reading = async {
+                tokio::task::yield_now().await;
+                let mut text = [0; 8];
+                held.read(&mut text).unwrap()
+            };
+            let ((), n) = tokio::join!(tail_changes(&write, true), reading);
+            assert_eq!(n, 4);
+        });
+        std::fs::remove_file(moved).unwrap();
     }
 }

@@ -99,7 +99,7 @@ struct FrozenPrepared {
 
 #[derive(Serialize, Deserialize)]
 enum FrozenOutput {
-    Fifo(String, PathBuf),
+    Fifo(String),
     Log { json: bool },
 }
 
@@ -144,7 +144,7 @@ impl ProcessIo {
 
     fn open_sink(&mut self, target: &Target) -> Result<Sink, IoError> {
         let (settings, path, json) = match target {
-            Target::Fifo(path) => return Ok(Sink::Fifo(fifo::open_write_end(path)?, path.clone())),
+            Target::Fifo(path) => return Ok(Sink::Fifo(fifo::open_write_end(path)?)),
             Target::File(path) => (None, path, false),
             Target::JsonFile(settings) => (Some(settings.clone()), &settings.path, true),
         };
@@ -319,7 +319,7 @@ impl ProcessIo {
             Some(FrozenPrepared { input, output }) => Some(Prepared {
                 input: input.map(|name| bag.take(&name)).transpose()?,
                 output: match (output, writer) {
-                    (Some(FrozenOutput::Fifo(name, path)), _) => Some(Sink::Fifo(bag.take(&name)?, path)),
+                    (Some(FrozenOutput::Fifo(name)), _) => Some(Sink::Fifo(bag.take(&name)?)),
                     (Some(FrozenOutput::Log { json }), Some(writer)) => {
                         Some(Sink::Log { writer: writer.clone(), lines: json.then(JsonLines::default) })
                     }
@@ -335,9 +335,7 @@ impl Prepared {
     fn freeze(&self, name: &str, bag: &mut FdBag) -> io::Result<FrozenPrepared> {
         let input = self.input.as_ref().map(|fd| bag.put(format!("{name}.input"), fd)).transpose()?;
         let output = match &self.output {
-            Some(Sink::Fifo(fd, path)) => {
-                Some(FrozenOutput::Fifo(bag.put(format!("{name}.output"), fd)?, path.clone()))
-            }
+            Some(Sink::Fifo(fd)) => Some(FrozenOutput::Fifo(bag.put(format!("{name}.output"), fd)?)),
             Some(Sink::Log { lines, .. }) => Some(FrozenOutput::Log { json: lines.is_some() }),
             Some(Sink::Process(_)) | None => None,
         };

@@ -23,9 +23,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::{read, write};
@@ -50,8 +48,6 @@ const MOST_PER_SPLICE: usize = 1 << 20;
 const BUFFER: usize = 64 << 10;
 /// Steps between two looks at everything else that waits.
 const STEPS_PER_TURN: usize = 16;
-/// How often a FIFO's tail is looked at: epoll does not tell when a reader empties a partly filled FIFO.
-const TAIL_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 
 thread_local! {
     /// One for all flows: no await happens while it is borrowed.
@@ -93,8 +89,8 @@ pub enum SourceKind {
 
 /// What is written to.
 pub enum Sink {
-    /// A client's FIFO, with the path by which its reader is watched for.
-    Fifo(OwnedFd, PathBuf),
+    /// A client's FIFO.
+    Fifo(OwnedFd),
     /// A pipe or terminal to the process. When the process has closed it, the flow ends.
     Process(OwnedFd),
     /// The container's log: lines, or raw bytes.
@@ -107,7 +103,7 @@ pub enum Sink {
 }
 
 enum OpenSink {
-    Fifo(Fd, PathBuf),
+    Fifo(Fd),
     Process(Fd),
     Log { writer: Rc<LogWriter>, lines: Option<JsonLines> },
 }
@@ -138,7 +134,7 @@ enum Next {
     Step,
     Readable(Fd),
     Writable(Fd),
-    Reader(Fd, PathBuf),
+    Reader(Fd),
     Room(Rc<LogWriter>),
     Tail(Fd),
     Finished,
@@ -174,7 +170,7 @@ pub struct FrozenFlow {
 
 #[derive(Serialize, Deserialize)]
 enum FrozenSink {
-    Fifo(String, PathBuf),
+    Fifo(String),
     Process(String),
     Log { lines: Option<JsonLines> },
 }
@@ -192,7 +188,7 @@ impl Flow {
         on_end: Box<dyn Fn()>,
     ) -> io::Result<Self> {
         let sink = match sink {
-            Sink::Fifo(fd, path) => OpenSink::Fifo(pollable(fd, Interest::WRITABLE)?, path),
+            Sink::Fifo(fd) => OpenSink::Fifo(pollable(fd, Interest::WRITABLE)?),
             Sink::Process(fd) => OpenSink::Process(pollable(fd, Interest::WRITABLE)?),
             Sink::Log { writer, lines } => OpenSink::Log { writer, lines },
         };
@@ -234,7 +230,7 @@ impl Flow {
         let Some(sink) = &state.sink else { return true };
         let passed_on = state.pending.is_empty() && state.source.as_ref().is_none_or(empty);
         match sink {
-            OpenSink::Fifo(fd, _) => !fifo::has_reader(fd.get_ref()) || (passed_on && empty(fd)),
+            OpenSink::Fifo(fd) => !fifo::has_reader(fd.get_ref()) || (passed_on && empty(fd)),
             OpenSink::Process(_) | OpenSink::Log { .. } => passed_on,
         }
     }
@@ -274,9 +270,7 @@ impl Flow {
         let source = state.source.as_ref().map(|fd| bag.put(format!("{name}.source"), fd.get_ref())).transpose()?;
         let sink = match &state.sink {
             None => None,
-            Some(OpenSink::Fifo(fd, path)) => {
-                Some(FrozenSink::Fifo(bag.put(format!("{name}.sink"), fd.get_ref())?, path.clone()))
-            }
+            Some(OpenSink::Fifo(fd)) => Some(FrozenSink::Fifo(bag.put(format!("{name}.sink"), fd.get_ref())?)),
             Some(OpenSink::Process(fd)) => Some(FrozenSink::Process(bag.put(format!("{name}.sink"), fd.get_ref())?)),
             Some(OpenSink::Log { lines, .. }) => Some(FrozenSink::Log { lines: lines.clone() }),
         };
@@ -310,7 +304,7 @@ impl Flow {
         let source = frozen.source.map(|name| open(&name, Interest::READABLE)).transpose()?;
         let sink = match frozen.sink {
             None => None,
-            Some(FrozenSink::Fifo(name, path)) => Some(OpenSink::Fifo(open(&name, Interest::WRITABLE)?, path)),
+            Some(FrozenSink::Fifo(name)) => Some(OpenSink::Fifo(open(&name, Interest::WRITABLE)?)),
             Some(FrozenSink::Process(name)) => Some(OpenSink::Process(open(&name, Interest::WRITABLE)?)),
             Some(FrozenSink::Log { lines }) => {
                 let writer = writer.cloned().ok_or(ErrorKind::NotFound)?;
@@ -343,7 +337,6 @@ fn pollable(fd: OwnedFd, interest: Interest) -> io::Result<Fd> {
 /// The whole task: it only waits; what is done is done in [`State::step`].
 async fn drive(shared: Rc<Shared>) {
     let mut steps = 0;
-    let mut tail_interval = TAIL_INTERVALS.0;
     loop {
         let next = shared.state.borrow_mut().step();
         let progressed = matches!(next, Next::Step);
@@ -364,21 +357,22 @@ async fn drive(shared: Rc<Shared>) {
                 _ = fd.writable() => {}
                 () = shared.changed.notified() => {}
             },
-            Next::Reader(fd, path) => {
+            Next::Reader(fd) => {
                 shared.unread.set(true);
                 (shared.on_end)();
-                fifo::reader_returns(&path, fd.get_ref()).await;
+                fifo::reader_returns(fd.get_ref()).await;
                 shared.unread.set(false);
                 shared.state.borrow_mut().renew_sink();
             }
             Next::Room(writer) => writer.room().await,
             Next::Tail(fd) => {
-                if !fifo::has_reader(fd.get_ref()) && !shared.unread.replace(true) {
+                let had_reader = fifo::has_reader(fd.get_ref());
+                if !had_reader {
+                    shared.unread.set(true);
                     (shared.on_end)();
                 }
-                tokio::time::sleep(tail_interval).await;
+                fifo::tail_changes(fd.get_ref(), had_reader).await;
                 shared.unread.set(false);
-                tail_interval = (tail_interval * 2).min(TAIL_INTERVALS.1);
             }
             Next::Finished => break,
         }
@@ -394,7 +388,7 @@ impl State {
         let (Some(source), Some(sink)) = (self.source.clone(), &self.sink) else { return self.end() };
         match sink {
             OpenSink::Log { writer, .. } if writer.is_full() => return Next::Room(writer.clone()),
-            OpenSink::Fifo(fd, _) | OpenSink::Process(fd)
+            OpenSink::Fifo(fd) | OpenSink::Process(fd)
                 if self.attached.is_empty()
                     && self.kind == SourceKind::Pipe
                     && pipe::unread(source.get_ref()).is_ok_and(|n| n >= BULK) =>
@@ -452,7 +446,7 @@ impl State {
                 writer.enqueue(|queue| lines.push(stream, now_unix_ns(), bytes, queue));
             }
             Some(OpenSink::Log { writer, lines: None }) => writer.enqueue(|queue| queue.extend_from_slice(bytes)),
-            Some(OpenSink::Fifo(fd, _) | OpenSink::Process(fd)) if self.attached.is_empty() => {
+            Some(OpenSink::Fifo(fd) | OpenSink::Process(fd)) if self.attached.is_empty() => {
                 // The usual case: all of it goes at once, and nothing is kept.
                 let written = write(fd.get_ref(), bytes).unwrap_or(0);
                 self.pending.extend_from_slice(&bytes[written..]);
@@ -475,7 +469,7 @@ impl State {
         if self.pending.is_empty() {
             return None;
         }
-        if let Some(OpenSink::Fifo(fd, _) | OpenSink::Process(fd)) = &self.sink {
+        if let Some(OpenSink::Fifo(fd) | OpenSink::Process(fd)) = &self.sink {
             let fd = fd.clone();
             while self.sent < self.pending.len() {
                 match write(fd.get_ref(), &self.pending[self.sent..]) {
@@ -519,7 +513,7 @@ impl State {
 
     fn sink_closed(&mut self) -> Next {
         match &self.sink {
-            Some(OpenSink::Fifo(fd, path)) => Next::Reader(fd.clone(), path.clone()),
+            Some(OpenSink::Fifo(fd)) => Next::Reader(fd.clone()),
             _ => {
                 // The process no longer reads its input.
                 self.source = None;
@@ -534,7 +528,7 @@ impl State {
     fn end(&mut self) -> Next {
         self.attached.clear();
         match &mut self.sink {
-            Some(OpenSink::Fifo(fd, _)) if pipe::unread(fd.get_ref()).is_ok_and(|n| n > 0) => {
+            Some(OpenSink::Fifo(fd)) if pipe::unread(fd.get_ref()).is_ok_and(|n| n > 0) => {
                 return Next::Tail(fd.clone());
             }
             Some(OpenSink::Log { writer, lines: Some(lines) }) => {
@@ -550,7 +544,7 @@ impl State {
 
     /// epoll's "closed" is for good in Tokio's eyes, a reader's absence is not: register the FIFO anew.
     fn renew_sink(&mut self) {
-        if let Some(OpenSink::Fifo(fd, _)) = &mut self.sink
+        if let Some(OpenSink::Fifo(fd)) = &mut self.sink
             && let Ok(renewed) = fd.get_ref().try_clone().and_then(|copy| pollable(copy, Interest::WRITABLE))
         {
             *fd = renewed;

@@ -1,9 +1,11 @@
 //! The few fields of a bundle's `config.json` that the shim needs. Everything else in it is the OCI runtime's business.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use serde::Deserialize;
+
+use crate::regular;
 
 /// What the shim knows about a container from its specification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub enum SpecError {
 /// See [`SpecError`]. An absent file is a [`SpecError::Read`]: whether that matters is for the caller to say.
 pub fn read(bundle: &Path) -> Result<SpecFacts, SpecError> {
     let path = bundle.join("config.json");
-    match fs::read(&path) {
+    match regular::read(&path) {
         Ok(text) => parse(&text).map_err(|source| SpecError::Malformed { path, source }),
         Err(source) => Err(SpecError::Read { path, source }),
     }
@@ -118,6 +120,8 @@ fn non_empty(text: Option<String>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::fs;
 
     use super::*;
 
