@@ -200,6 +200,14 @@ pub struct LogFile {
     reopen: bool,
 }
 
+/// How far a [`LogFile`] has come, for whoever takes it over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    written: usize,
+    inside_line: bool,
+    reopen: bool,
+}
+
 impl LogFile {
     /// Opens or makes (mode 0640) the log at `path`. When a line would make it larger than `max_size` bytes, it is renamed
     /// to `path.1` first, `path.1` to `path.2`, and so on, so that there are at most `max_files` files; with one or none
@@ -220,8 +228,7 @@ impl LogFile {
         Self { path, file, size, max_size, max_files, written: 0, inside_line: false, reopen: false }
     }
 
-    /// Takes over an open log from an earlier image of this process, of whose current batch the first `written` bytes are
-    /// in the file and end inside a line or not.
+    /// Takes over an open log from an earlier image of this process, with the batch that it was writing.
     ///
     /// # Errors
     /// What fstat(2) says.
@@ -230,19 +237,21 @@ impl LogFile {
         fd: OwnedFd,
         max_size: Option<u64>,
         max_files: u32,
-        (written, inside_line): (usize, bool),
+        progress: Progress,
     ) -> io::Result<Self> {
         let file = File::from(fd);
         let size = file.metadata()?.len();
-        Ok(Self { written, inside_line, ..Self::new(path, file, size, max_size, max_files) })
+        let Progress { written, inside_line, reopen } = progress;
+        Ok(Self { written, inside_line, reopen, ..Self::new(path, file, size, max_size, max_files) })
     }
 
     /// What [`LogFile::resume`] needs besides the settings: a copy of the descriptor, and the progress.
     ///
     /// # Errors
     /// What dup(2) says.
-    pub fn parts(&self) -> io::Result<(OwnedFd, (usize, bool))> {
-        Ok((self.file.try_clone()?.into(), (self.written, self.inside_line)))
+    pub fn parts(&self) -> io::Result<(OwnedFd, Progress)> {
+        let Self { written, inside_line, reopen, .. } = *self;
+        Ok((self.file.try_clone()?.into(), Progress { written, inside_line, reopen }))
     }
 
     /// Appends a batch of whole lines, each ended by a newline.
@@ -640,7 +649,7 @@ mod tests {
         assert!(log.written > 0 && log.inside_line, "the test wants a torn line");
         log.reopen().unwrap();
         let (fd, progress) = log.parts().unwrap();
-        let mut log = LogFile { reopen: true, ..LogFile::resume(&scratch.log(), fd, None, 0, progress).unwrap() };
+        let mut log = LogFile::resume(&scratch.log(), fd, None, 0, progress).unwrap();
         fs::rename(scratch.log(), scratch.0.join("moved")).unwrap();
         fs::remove_file(filler).unwrap();
         log.append(batch.as_bytes()).unwrap();

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::log::LogFile;
+use super::log::{LogFile, Progress};
 use super::stdio::LogSettings;
 use crate::freeze::FdBag;
 use crate::owned_task::OwnedTask;
@@ -68,7 +68,7 @@ pub struct FrozenWriter {
 
 #[derive(Serialize, Deserialize)]
 enum FrozenDestination {
-    Json { settings: LogSettings, progress: (usize, bool) },
+    Json { settings: LogSettings, progress: Progress },
     Raw { path: PathBuf, written: usize },
 }
 

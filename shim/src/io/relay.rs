@@ -557,3 +557,191 @@ impl State {
 fn clear(fd: &Fd, interest: Interest) {
     let _ = fd.try_io(interest, |_| Err::<(), _>(ErrorKind::WouldBlock.into()));
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs::File;
+    use std::future::Future;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use nix::fcntl::OFlag;
+    use nix::sys::stat::Mode;
+    use nix::time::{ClockId, clock_gettime};
+    use nix::unistd::{mkfifo, pipe2};
+    use tokio::task::{LocalSet, yield_now};
+
+    use super::*;
+
+    fn in_a_task_set(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, test);
+    }
+
+    /// A FIFO of its own; removed when dropped.
+    struct Fifo(PathBuf);
+
+    impl Fifo {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("holdfast-{}-relay-{name}", std::process::id()));
+            let _ = std::fs::remove_file(&path);
+            mkfifo(&path, Mode::S_IRWXU).unwrap();
+            Self(path)
+        }
+
+        fn reader(&self) -> File {
+            File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&self.0).unwrap()
+        }
+
+        fn sink(&self) -> Sink {
+            Sink::Fifo(fifo::open_write_end(&self.0).unwrap(), self.0.clone())
+        }
+    }
+
+    impl Drop for Fifo {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn start(source: OwnedFd, sink: Sink) -> (Flow, Rc<Cell<usize>>) {
+        let quiet = Rc::new(Cell::new(0));
+        let count = quiet.clone();
+        let on_end = Box::new(move || count.set(count.get() + 1));
+        (Flow::start(Stream::Stdout, source, SourceKind::Pipe, sink, on_end).unwrap(), quiet)
+    }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let wait = async {
+            while !holds() {
+                yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect(what);
+    }
+
+    /// Reads `count` bytes, letting the flows run whenever there is nothing to read.
+    async fn read_exactly(file: &mut File, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; 32 << 10];
+        until("all of it should arrive", || {
+            let room = buffer.len().min(count - bytes.len());
+            if let Ok(n) = file.read(&mut buffer[..room]) {
+                bytes.extend_from_slice(&buffer[..n]);
+            }
+            bytes.len() == count
+        })
+        .await;
+        bytes
+    }
+
+    fn numbered(count: usize) -> Vec<u8> {
+        (0..count).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[test]
+    fn many_bytes_and_few_arrive_in_order_and_the_end_after_them() {
+        in_a_task_set(async {
+            let fifo = Fifo::new("order");
+            let mut reader = fifo.reader();
+            let (source, write) = pipe::large_pipe().unwrap();
+            let (flow, quiet) = start(source, fifo.sink());
+            let mut write = File::from(write);
+            // Few go through the buffer, many as pages; the changes between the two must keep the order.
+            let bytes = numbered(400_000);
+            for (at, len) in [(0, 100), (100, 300_000), (300_100, 1), (300_101, 99_899)] {
+                write.write_all(&bytes[at..at + len]).unwrap();
+                assert!(read_exactly(&mut reader, len).await == bytes[at..at + len]);
+            }
+            write.write_all(b"tail").unwrap();
+            drop(write);
+            until("the source should end", || flow.has_ended()).await;
+            assert!(!flow.is_drained(), "the reader has not had the tail yet");
+            assert_eq!(read_exactly(&mut reader, 4).await, b"tail");
+            until("the flow should finish", || flow.is_drained()).await;
+            assert_eq!(reader.read(&mut [0]).unwrap(), 0, "its reader sees the end");
+            until("who waits should be told", || quiet.get() > 0).await;
+        });
+    }
+
+    #[test]
+    fn what_nobody_reads_stays_and_counts_as_drained_until_a_reader_comes() {
+        in_a_task_set(async {
+            let fifo = Fifo::new("absent");
+            let (source, write) = pipe::large_pipe().unwrap();
+            let (flow, quiet) = start(source, fifo.sink());
+            File::from(write).write_all(&numbered(200_000)).unwrap();
+            until("nobody should be seen to read", || flow.is_drained()).await;
+            assert_eq!(quiet.get(), 1);
+            let mut reader = fifo.reader();
+            assert!(read_exactly(&mut reader, 200_000).await == numbered(200_000));
+            until("the flow should finish", || flow.has_ended() && flow.is_drained()).await;
+        });
+    }
+
+    #[test]
+    fn a_slow_attached_reader_slows_and_one_that_leaves_does_not() {
+        in_a_task_set(async {
+            let (fifo, copy) = (Fifo::new("main"), Fifo::new("copy"));
+            let (mut reader, mut attached) = (fifo.reader(), copy.reader());
+            let (source, write) = pipe::large_pipe().unwrap();
+            let (flow, _) = start(source, fifo.sink());
+            let mut write = File::from(write);
+            write.write_all(b"before").unwrap();
+            assert_eq!(read_exactly(&mut reader, 6).await, b"before");
+            flow.attach(fifo::open_write_end(&copy.0).unwrap()).unwrap();
+            write.write_all(&numbered(500_000)).unwrap();
+            // As much as the copy's FIFO holds, and the buffer that waits for the rest of it.
+            read_exactly(&mut reader, 100_000).await;
+            assert!(pipe::unread(copy.reader()).unwrap() > 0);
+            assert_eq!(read_exactly(&mut attached, 5).await, numbered(5), "nothing from before");
+            drop(attached);
+            let rest = read_exactly(&mut reader, 400_000).await;
+            assert!(rest == numbered(500_000)[100_000..]);
+        });
+    }
+
+    #[test]
+    fn input_ends_when_the_process_has_closed_its_own() {
+        in_a_task_set(async {
+            let fifo = Fifo::new("input");
+            let (source, _keeper) = fifo::open_read_end(&fifo.0).unwrap();
+            let (process, ours) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let (flow, _) = start(source, Sink::Process(ours));
+            let mut client = File::options().write(true).open(&fifo.0).unwrap();
+            client.write_all(b"read").unwrap();
+            let mut process = File::from(process);
+            pipe::set_nonblocking(&process).unwrap();
+            assert_eq!(read_exactly(&mut process, 4).await, b"read");
+            drop(process);
+            client.write_all(b"unread").unwrap();
+            until("the flow should finish", || flow.is_drained()).await;
+            let gone = client.write(b"x").unwrap_err();
+            assert_eq!(gone.kind(), ErrorKind::BrokenPipe, "its FIFO is closed");
+        });
+    }
+
+    #[test]
+    fn a_reader_that_takes_over_and_is_slow_costs_no_time() {
+        in_a_task_set(async {
+            let fifo = Fifo::new("takeover");
+            let first = fifo.reader();
+            let (source, write) = pipe::large_pipe().unwrap();
+            let (_flow, _) = start(source, fifo.sink());
+            let mut write = File::from(write);
+            write.write_all(&numbered(200_000)).unwrap();
+            until("the FIFO should be full", || pipe::unread(&first).unwrap() >= 64 << 10).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Both between two turns of the flow: it never meets the absence.
+            drop(first);
+            let mut second = fifo.reader();
+            let cpu = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+            let before = cpu();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let spent = cpu() - before;
+            assert!(spent < Duration::from_millis(100), "it spins: {spent:?} of 200 ms");
+            assert!(read_exactly(&mut second, 200_000).await == numbered(200_000));
+        });
+    }
+}
