@@ -353,10 +353,17 @@ async fn drive(shared: Rc<Shared>) {
                 _ = fd.readable() => {}
                 () = shared.changed.notified() => {}
             },
-            Next::Writable(fd) => tokio::select! {
-                _ = fd.writable() => {}
-                () = shared.changed.notified() => {}
-            },
+            Next::Writable(fd) => {
+                let closed = tokio::select! {
+                    guard = fd.writable() => guard.is_ok_and(|guard| guard.ready().is_write_closed()),
+                    () = shared.changed.notified() => false,
+                };
+                // A reader left and another came before anything was written: without this every wait would return at
+                // once from now on.
+                if closed && fifo::has_reader(fd.get_ref()) {
+                    shared.state.borrow_mut().renew_sink();
+                }
+            }
             Next::Reader(fd) => {
                 shared.unread.set(true);
                 (shared.on_end)();
@@ -565,6 +572,8 @@ mod tests {
     use std::future::Future;
     use std::io::{Read, Write};
     use std::os::unix::fs::OpenOptionsExt;
+    use std::path::PathBuf;
+    use std::time::Duration;
 
     use nix::fcntl::OFlag;
     use nix::sys::stat::Mode;
@@ -595,7 +604,7 @@ mod tests {
         }
 
         fn sink(&self) -> Sink {
-            Sink::Fifo(fifo::open_write_end(&self.0).unwrap(), self.0.clone())
+            Sink::Fifo(fifo::open_write_end(&self.0).unwrap())
         }
     }
 
