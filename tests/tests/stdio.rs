@@ -131,6 +131,26 @@ fn output_that_nobody_reads_costs_no_wakeups() {
 }
 
 #[test]
+fn output_that_a_reader_does_not_take_before_delete_is_given_up_with_a_word() {
+    let world = FakeWorld::new();
+    let bundle = world.script("echo never read");
+    let mut shim = world.launch(&bundle).env("HOLDFAST_DRAIN_TIMEOUT_MS", "100").start();
+    let stdio = Stdio::output(&world.scene, "init");
+    let mut reader = fs::File::options();
+    reader.read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
+    let _stuck = reader.open(&stdio.stdout).unwrap();
+    let mut log = reader.open(bundle.path("log")).unwrap();
+    shim.run(&stdio);
+    assert_eq!(shim.wait_status(""), 0);
+    shim.delete("").unwrap();
+    let mut said = String::new();
+    // Ends with "would block", for the test's own end keeps the FIFO from ending.
+    let _ = log.read_to_string(&mut said);
+    assert!(said.contains("output that nobody took in time"), "{said}");
+    shim.shutdown();
+}
+
+#[test]
 fn a_reader_that_leaves_kills_nobody_and_misses_nothing() {
     let world = FakeWorld::new();
     // Prints when told to, so that the test knows what is written while nobody reads.

@@ -351,7 +351,10 @@ impl Shim {
                 runner::kill_group(child.pid);
             }
             Some(What::Drain | What::Settle { .. }) => {
-                state.running.remove(&call);
+                if let Some(Running { task, work: Work::Drain(process), .. }) = state.running.remove(&call) {
+                    // A reader that does not read, or a log on a full disk: the one way in which output gets lost.
+                    tracing::warn!(task = task.0, process = %process, "deleting it with output that nobody took in time");
+                }
                 drop(state);
                 self.input(Input::Done { call, outcome: Ok(None) });
             }
