@@ -443,6 +443,8 @@ fn update_changes_limits() {
     c.start();
     let limit = || c.cgroups().iter().find_map(|dir| fs::read_to_string(dir.join("pids.max")).ok());
     assert_eq!(limit().unwrap().trim(), "50");
+    let devices = || c.cgroups().iter().find_map(|dir| fs::read_to_string(dir.join("devices.list")).ok());
+    let allowed = devices();
     fs::write(c.dir().join("limits.json"), json!({ "pids": { "limit": 33 } }).to_string()).unwrap();
     let mut command = c.command();
     let input = fs::File::open(c.dir().join("limits.json")).unwrap();
@@ -450,6 +452,7 @@ fn update_changes_limits() {
     assert_eq!(limit().unwrap().trim(), "33");
     c.ok(&["update", "--pids-limit", "44", c.id()]);
     assert_eq!(limit().unwrap().trim(), "44");
+    assert_eq!(devices(), allowed, "a change of limits must not open devices");
 }
 
 #[test]

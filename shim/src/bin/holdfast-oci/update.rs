@@ -24,7 +24,11 @@ pub(crate) fn run(global: &Global, args: &UpdateArgs) -> Result<u8, Failure> {
     let cgroup = &container.record.cgroup;
     spec_check::resources("resources", &resources)?;
     spec_check::limits("resources", &resources, cgroup.unified)?;
-    keep_oom_killer(&mut resources, &container.dir.spec()?);
+    let spec = container.dir.spec()?;
+    keep_oom_killer(&mut resources, &spec);
+    if !cgroup.unified {
+        keep_device_rules(&mut resources, &spec);
+    }
     cgroup.limit(&resources)?;
     Ok(0)
 }
@@ -37,6 +41,14 @@ fn keep_oom_killer(resources: &mut LinuxResources, spec: &Spec) {
     let original = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let original = original.and_then(|resources| resources.memory().as_ref());
     memory.set_disable_oom_killer(original.and_then(|memory| memory.disable_oom_killer()));
+}
+
+/// On version 1 libcgroups allows devices of its own with every change of limits: the container's rules come after it.
+fn keep_device_rules(resources: &mut LinuxResources, spec: &Spec) {
+    if resources.devices().is_none() {
+        let original = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        resources.set_devices(original.and_then(|resources| resources.devices().clone()));
+    }
 }
 
 fn requested(args: &UpdateArgs) -> Result<LinuxResources, Failure> {
