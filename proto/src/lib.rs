@@ -1,9 +1,10 @@
 //! holdfast's own API (`protos/holdfast/`) and the on-disk formats that two of its programs share.
 //!
-//! Names only: what a message means is said in its `.proto` file, what a record means in [`record`]. containerd's own
+//! Hardly more than names: what a message means is said in its `.proto` file, what a record means in [`record`]. containerd's own
 //! API is not here; it comes from the crate `containerd-shim-protos`.
 
 pub mod record;
+pub mod regular;
 
 /// `holdfast.shim.v1`: what a shim answers beyond containerd's task service.
 #[allow(warnings)] // generated

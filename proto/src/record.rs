@@ -9,9 +9,11 @@
 //! container or exec is ever in a record.
 
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
+
+use crate::regular;
 
 /// The schema that this build writes, and the newest that it reads.
 pub const SCHEMA: u32 = 1;
@@ -186,7 +188,7 @@ impl Record {
     /// See [`ReadError`]. The schema is looked at before the rest, so that a newer record is called newer rather than
     /// malformed.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
-        let bytes = fs::read(path).map_err(|e| ReadError::Io(path.to_owned(), e))?;
+        let bytes = regular::read(path).map_err(|e| ReadError::Io(path.to_owned(), e))?;
         Self::parse(path, &bytes)
     }
 

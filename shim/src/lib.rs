@@ -28,7 +28,6 @@ pub mod options;
 mod owned_task;
 mod publish;
 mod record;
-mod regular;
 mod rfc3339;
 mod server;
 pub mod sys;

@@ -11,7 +11,7 @@ use containerd_shim_protos::shim::oci;
 use protobuf::{CodedInputStream, Message};
 use serde::{Deserialize, Serialize};
 
-use crate::regular;
+use holdfast_proto::regular;
 
 const RUNC: &str = "containerd.runc.v1.Options";
 const GENERIC: &str = "runtimeoptions.v1.Options";

@@ -1,6 +1,7 @@
 //! Reads everything that earlier supervisors and shims left on disk. What cannot be read is reported, never skipped in
 //! silence and never deleted.
 
+use holdfast_proto::regular;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -174,7 +175,7 @@ fn traces_of(record: &Record) -> ShimTraces {
 
 /// The traces that a bundle has: the address that its shim wrote, and the pid that the OCI runtime wrote.
 fn address_file(bundle: &Path) -> Option<ShimTraces> {
-    let address = fs::read_to_string(bundle.join("address")).ok()?.trim().to_owned();
+    let address = regular::read_to_string(&bundle.join("address")).ok()?.trim().to_owned();
     let valid = address.strip_prefix("unix://").is_some_and(|p| PathBuf::from(p).is_absolute());
     valid.then(|| ShimTraces { address, process: None, init: None, execs: Vec::new() })
 }

@@ -4,6 +4,7 @@
 //! Nothing is synced: a process's death loses nothing, and common filesystems write the content of a renamed file out
 //! before the rename. A power cut may lose the last second.
 
+use holdfast_proto::regular;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -133,7 +134,7 @@ pub fn save(paths: &Paths, container: &Container) -> Result<(), StoreError> {
 /// [`StoreError::Read`].
 pub fn read_spec(paths: &Paths, id: &str) -> Result<String, StoreError> {
     let path = paths.container(id).join(SPEC);
-    fs::read_to_string(&path).map_err(|source| StoreError::Read { path, source })
+    regular::read_to_string(&path).map_err(|source| StoreError::Read { path, source })
 }
 
 /// Deletes all that is kept of a container, its log included. The configuration goes last, so that a deletion which was
@@ -172,7 +173,7 @@ pub fn load(paths: &Paths, id: &str) -> Result<Container, StoreError> {
         schema: u32,
     }
     let path = paths.container(id).join(CONFIG);
-    let bytes = fs::read(&path).map_err(|source| StoreError::Read { path: path.clone(), source })?;
+    let bytes = regular::read(&path).map_err(|source| StoreError::Read { path: path.clone(), source })?;
     let malformed = |source| StoreError::Malformed { path: path.clone(), source };
     let SchemaOnly { schema } = serde_json::from_slice(&bytes).map_err(malformed)?;
     if schema > SCHEMA {

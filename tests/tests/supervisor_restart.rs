@@ -252,7 +252,13 @@ fn only_loopback_is_up_in_a_private_network() {
 fn each_mistake_gets_one_clear_error_and_leaves_nothing() {
     let host = Holdfastd::start();
     let rootfs = host.rootfs();
-    let tries: [(&[&str], i32, &str); 9] = [
+    // Who waits for a writer of this waits for ever, and everybody else with him.
+    let fifo = host.run_dir().join("fifo-bundle");
+    std::fs::create_dir(&fifo).unwrap();
+    nix::unistd::mkfifo(&fifo.join("config.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let fifo = fifo.to_str().unwrap();
+    let tries: [(&[&str], i32, &str); 10] = [
+        (&["run", "-d", "--bundle", fifo, "--", "/bin/sh"], 125, "fifo-bundle/config.json"),
         (&["run", "-d", "--rootfs", "/no/such", "--", "/bin/sh"], 125, "/no/such"),
         (&["run", "-d", "--bundle", "/proc", "--", "/bin/sh"], 125, "/proc/config.json"),
         (&["run", "-d", "--rootfs", &rootfs, "--name", "a/b", "--", "/bin/sh"], 125, "a/b"),

@@ -18,7 +18,8 @@ use crate::oci::log::{self, FailureKind};
 use crate::oci::runner::{self, ChildStdio};
 use crate::options::Options;
 use crate::sys::{mount, process, reaper, signal};
-use crate::{record, regular, wire};
+use crate::{record, wire};
+use holdfast_proto::regular;
 
 /// The daemon gives the whole command five seconds.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(3);

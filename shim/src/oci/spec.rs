@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::regular;
+use holdfast_proto::regular;
 
 /// What the shim knows about a container from its specification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 pub mod seccomp;
 pub mod users;
 
+use holdfast_proto::regular;
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
@@ -381,7 +382,7 @@ fn volume_mount(volume: &str) -> Result<Value, SpecError> {
 
 fn from_bundle(id: &str, bundle: &Path, request: &pb::CreateRequest, limits: Limits) -> Result<Value, SpecError> {
     let path = bundle.join("config.json");
-    let bytes = fs::read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
+    let bytes = regular::read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
     // Typed once, for an error that names the field; what the types do not know is not passed on.
     let typed: Spec =
         serde_json::from_slice(&bytes).map_err(|source| SpecError::Malformed { path: path.clone(), source })?;

@@ -1,6 +1,6 @@
 //! Files that somebody else made: read only if they are regular, only up to a bound, and without ever waiting for them.
 //!
-//! A FIFO in the place of a `config.json` would stop the shim for ever, and a device would fill its memory.
+//! A FIFO in the place of a `config.json` would stop its reader for ever, and a device would fill its memory.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -14,7 +14,7 @@ const LIMIT: u64 = 16 << 20;
 ///
 /// # Errors
 /// As `open(2)` and `read(2)`; `InvalidInput` for what is no regular file, `FileTooLarge` for one beyond the bound.
-pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut options = OpenOptions::new();
     let mut file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let meta = file.metadata()?;
@@ -36,7 +36,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`read`]; `InvalidData` for what is not UTF-8.
-pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
+pub fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
