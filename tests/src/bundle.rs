@@ -6,7 +6,7 @@ use std::{fs, io};
 use serde_json::{Value, json};
 
 use crate::stdio::make_fifo;
-use crate::{Scene, programs};
+use crate::{Scene, process, programs};
 
 /// A bundle directory for one container.
 #[derive(Debug)]
@@ -154,7 +154,7 @@ pub fn fill_with_busybox(root: &Path) {
     for dir in ["bin", "proc", "dev", "tmp", "sys", "etc"] {
         fs::create_dir_all(root.join(dir)).expect("a writable root");
     }
-    fs::copy(busybox, root.join("bin/busybox")).expect("a writable root");
+    process::copy_program(busybox.as_ref(), &root.join("bin/busybox"));
     for applet in ["sh", "cat", "echo", "sleep", "true", "false", "env", "id", "stty", "tty", "dd", "ls", "ps", "kill"]
     {
         match std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)) {

@@ -111,7 +111,7 @@ impl Holdfastd {
         let _ = fs::remove_dir_all(&root);
         let bin = root.join("rootfs/bin");
         fs::create_dir_all(&bin).expect("a root file system can be made");
-        fs::copy(busybox(), bin.join("busybox")).expect("busybox can be copied");
+        crate::process::copy_program(busybox().as_ref(), &bin.join("busybox"));
         for applet in ["sh", "sleep", "cat", "echo", "id", "ifconfig", "kill"] {
             std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("a link can be made");
         }

@@ -39,7 +39,7 @@ impl Bundle {
         for name in ["bin", "dev", "proc", "sys", "tmp", "etc"] {
             fs::create_dir_all(dir.join("rootfs").join(name)).expect("the temporary directory is writable");
         }
-        fs::copy(busybox, bin.join("busybox")).expect("busybox can be copied");
+        crate::process::copy_program(busybox.as_ref(), &bin.join("busybox"));
         for applet in APPLETS.split(' ') {
             symlink("busybox", bin.join(applet)).expect("links can be made");
         }

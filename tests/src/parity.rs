@@ -459,13 +459,26 @@ fn squeeze(text: &str) -> String {
 
 /// The value of a line of `/proc/PID/status` that is a property and no measurement.
 fn status_line(key: &str, value: &str) -> Option<String> {
-    let measured = ["Pid", "PPid", "Tgid", "Ngid", "NSpid", "NStgid", "NSpgid", "NSsid", "FDSize", "State", "SigQ"];
+    // What a program catches at that moment is its own affair.
+    let measured =
+        ["SigCgt", "Pid", "PPid", "Tgid", "Ngid", "NSpid", "NStgid", "NSpgid", "NSsid", "FDSize", "State", "SigQ"];
     let dropped = key.starts_with("Vm")
         || key.starts_with("Rss")
         || key.starts_with("Huge")
         || key.contains("ctxt_switches")
         || measured.contains(&key);
+    if key == "SigIgn" {
+        return Some(ignored_by_itself(value));
+    }
     (!dropped).then(|| squeeze(value))
+}
+
+/// Less what these tests ignore themselves (under nohup(1), SIGHUP): runc passes that on.
+fn ignored_by_itself(value: &str) -> String {
+    let bits = |text: &str| u64::from_str_radix(text.trim(), 16).unwrap_or_default();
+    let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("SigIgn:")).map_or(0, bits);
+    format!("{:016x}", bits(value) & !own)
 }
 
 /// What the machine shows of the container's first process and its cgroups.

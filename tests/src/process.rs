@@ -182,6 +182,17 @@ impl Drop for ChildProcess {
     }
 }
 
+/// Copies a program, by cp(1): were the new file open for writing in this process, another thread's child could hold it
+/// open for a moment longer, and its execution would fail as busy.
+///
+/// # Panics
+/// If it cannot be copied.
+#[track_caller]
+pub fn copy_program(from: &Path, to: &Path) {
+    let output = run(Command::new("cp").arg(from).arg(to));
+    assert!(output.status.success(), "cannot copy {}: {}", from.display(), String::from_utf8_lossy(&output.stderr));
+}
+
 /// Runs a short command to its end, with nothing on stdin.
 ///
 /// # Panics

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use holdfast_tests::oci_bundle::{Bundle, eventually};
 use serde_json::{Value, json};
@@ -69,6 +69,24 @@ fn a_paused_container_that_gets_a_signal_is_still_paused_and_can_be_resumed() {
     assert_eq!(c.status(), "running");
     eventually("the trap", || c.output().contains("hup").then_some(()));
     assert!(c.fails(&["resume", c.id()]).contains("not paused"));
+}
+
+#[test]
+fn what_the_caller_ignores_is_not_ignored_inside() {
+    let Some(c) = bundle() else { return };
+    c.write(&c.spec(&["sh", "-c", "grep SigIgn /proc/self/status; exec sleep 1000"]));
+    let plain = c.command();
+    let ignoring = Command::new("/bin/sh")
+        .args(["-c", "trap '' HUP INT PIPE USR1; exec \"$@\"", "sh"])
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .args(["create", "--bundle", c.dir().to_str().unwrap(), c.id()])
+        .stdout(fs::File::create(c.dir().join("output")).unwrap())
+        .status();
+    assert!(ignoring.unwrap().success());
+    c.ok(&["start", c.id()]);
+    eventually("its own words", || c.output().ends_with('\n').then_some(()));
+    assert_eq!(c.output(), "SigIgn:\t0000000000000000\n");
 }
 
 #[test]

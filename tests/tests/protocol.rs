@@ -295,7 +295,7 @@ fn another_user_is_not_served() {
     // The modes alone would keep others out; open them, so that only the check of the peer is left.
     let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     let program = world.scene.path("poke");
-    fs::copy(programs::test_program("poke"), &program).unwrap();
+    process::copy_program(programs::test_program("poke").as_ref(), &program);
     open(&program, 0o755);
     open(shim.socket(), 0o666);
     for dir in shim.socket().ancestors().skip(1).take_while(|d| d.starts_with(world.scene.dir())) {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 
 /// Turns the return value of a raw system call into a result.
 fn check(value: libc::c_long) -> Result<libc::c_long, Errno> {
@@ -43,13 +43,21 @@ pub(crate) fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> Result<(), Errn
 }
 
 /// Undoes what this program and its callers did to signals and what a payload would inherit: the standard library
-/// ignores SIGPIPE, and a caller may have blocked signals.
+/// ignores SIGPIPE, a caller may have blocked signals, and one who was started by nohup(1) ignores SIGHUP, which no shell
+/// in the container could trap then.
 ///
 /// # Errors
-/// As `sigaction(2)` and `sigprocmask(2)`.
+/// As `sigprocmask(2)`.
 pub(crate) fn reset_signals() -> Result<(), Errno> {
-    // SAFETY: the default action is no function of ours, so nothing can run in signal context.
-    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    /// The kernel's `sigaction`, all zero: the default action, no flags, no restorer, an empty mask.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const MASK_BYTES: usize = 8;
+    let no_old = std::ptr::null::<u64>();
+    for signal in 1..=64 {
+        // SAFETY: the kernel reads one `sigaction` of its own layout, which is what DEFAULT is as long as. By system call,
+        // since the C library refuses its two internal signals. SIGKILL and SIGSTOP are refused, as they are at default.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), no_old, MASK_BYTES) };
+    }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
