@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use containerd_shim_protos::shim::oci;
+use holdfast_proto::regular;
 use protobuf::{CodedInputStream, Message};
 use serde::{Deserialize, Serialize};
-
-use holdfast_proto::regular;
 
 const RUNC: &str = "containerd.runc.v1.Options";
 const GENERIC: &str = "runtimeoptions.v1.Options";

@@ -174,6 +174,23 @@ fn a_start_that_hangs_is_ended_by_its_deadline_and_holds_up_nothing() {
 }
 
 #[test]
+fn who_reads_an_exec_that_cannot_be_started_sees_the_end() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    let (program, away) = (world.runtime.program().to_owned(), world.scene.path("away"));
+    let stdio = Stdio { terminal: true, stderr: String::new(), ..Stdio::output(&world.scene, "e") };
+    shim.exec("e", &["/bin/true"], &stdio).unwrap();
+    let (stdout, _) = stdio.readers();
+    fs::rename(&program, &away).unwrap();
+    shim.start("e").unwrap_err();
+    fs::rename(&away, &program).unwrap();
+    assert_eq!(stdout.text(), "");
+    shim.discard();
+}
+
+#[test]
 fn an_exec_that_hangs_is_ended_by_its_deadline() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();

@@ -7,6 +7,7 @@ use std::{fs, io};
 
 use containerd_shim_protos::api::DeleteResponse;
 use holdfast_proto::record::{FILE_NAME, ReadError, Record, container_dir, run_dir};
+use holdfast_proto::regular;
 use protobuf::MessageField;
 
 use super::start::instance;
@@ -19,7 +20,6 @@ use crate::oci::runner::{self, ChildStdio};
 use crate::options::Options;
 use crate::sys::{mount, process, reaper, signal};
 use crate::{record, wire};
-use holdfast_proto::regular;
 
 /// The daemon gives the whole command five seconds.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(3);

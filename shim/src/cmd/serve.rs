@@ -71,7 +71,6 @@ fn config(flags: &Flags) -> Result<Config, ServeError> {
     Ok(Config {
         namespace: flags.namespace.clone(),
         group: required(GROUP_VARIABLE)?,
-        daemon_address: flags.address.clone(),
         events_address: std::env::var(EVENTS_VARIABLE).unwrap_or_default(),
         instance,
         manager,

@@ -100,7 +100,10 @@ impl State {
         let what = match begun {
             Ok(Some(what)) => what,
             Ok(None) => return Some(Ok(None)),
-            Err(failure) => return Some(Err(failure)),
+            Err(failure) => {
+                self.start_failed(task, work);
+                return Some(Err(failure));
+            }
         };
         if let What::Child(child) = &what {
             self.children.insert(child.pid, call);
@@ -123,6 +126,15 @@ impl State {
                 shim.deadline_passed(call);
             }
         })
+    }
+
+    /// An exec's start that failed can be tried again, with its streams opened anew; until then their readers see the end.
+    fn start_failed(&mut self, task: &TaskId, work: &Work) {
+        if let Work::ExecStart(process) = work
+            && let Some(process) = self.process(task, process)
+        {
+            process.io = None;
+        }
     }
 
     fn begin_mount(&mut self, call: CallId, task: &TaskId) -> Result<Option<What>, Failure> {
@@ -328,12 +340,7 @@ impl Shim {
             let _ = std::fs::remove_file(path);
         }
         if let Err(failure) = &outcome {
-            if let Work::ExecStart(process) = &work {
-                // A start that failed can be tried again, with its streams opened anew.
-                if let Some(process) = state.process(&task, process) {
-                    process.io = None;
-                }
-            }
+            state.start_failed(&task, &work);
             if !asked {
                 tracing::warn!(task = task.0, work = ?work, error = failure.text, "an errand failed, ignoring");
             }

@@ -50,8 +50,6 @@ pub struct Config {
     pub namespace: String,
     /// The pod's sandbox id, or the first container's id.
     pub group: String,
-    /// The daemon's gRPC address, as given.
-    pub daemon_address: String,
     /// Where events go; empty: nowhere.
     pub events_address: String,
     /// Under which name the records are filed.

@@ -3,9 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 use holdfast_proto::regular;
+use serde::Deserialize;
 
 /// What the shim knows about a container from its specification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

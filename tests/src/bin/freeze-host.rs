@@ -31,7 +31,6 @@ fn main() {
     let config = Config {
         namespace: namespace.clone(),
         group: group.clone(),
-        daemon_address: String::new(),
         events_address: events.clone(),
         instance: "freeze".to_owned(),
         manager: Manager::Containerd { address: String::new() },
