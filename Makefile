@@ -17,6 +17,8 @@ BINDIR   ?= $(PREFIX)/bin
 MANDIR   ?= $(PREFIX)/share/man
 DATADIR  ?= $(PREFIX)/share
 UNITDIR  ?= $(PREFIX)/lib/systemd/system
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 CONFDIR  ?= /etc/holdfast
 FORCE    ?= 0
 
@@ -28,13 +30,15 @@ SHIM     := containerd-shim-holdfast-v2
 SHIM_AS_RUNC := containerd-shim-runc-v2-holdfast
 PROGRAMS := $(SHIM) holdfast-oci holdfastd holdfast
 COUNTER  := $(TARGET)/$(HOST)/release/counter
+# As below UNITDIR.
+UNITS    := $(patsubst systemd/%,%,$(wildcard $(addprefix systemd/,*.service *.socket *.slice *.target *.service.d/*.conf)))
 
 # crt-static together with an explicit --target reaches the programs only. Without --target it would reach build scripts
 # and proc-macros as well, and a proc-macro cannot be static.
 CARGO_STATIC  = RUSTFLAGS="$${RUSTFLAGS-} -C target-feature=+crt-static" \
                 $(CARGO) build --release --locked --target $(HOST)
 
-.PHONY: build sysroot install uninstall peers test bench demo check clean help FORCE
+.PHONY: build sysroot install uninstall peers test test-vm matrix bench demo check clean help FORCE
 
 ## build: the four programs, static, into bin/
 # One cargo call for each package: together, the features of one would reach the other, and the shim would carry
@@ -88,10 +92,19 @@ check: sysroot
 test: build peers
 	@tests/run.sh
 
-## bench: this shim and containerd's own, side by side
+## test-vm: what needs a machine with systemd and cgroup v2, in an emulated one that is made for it; needs root
+test-vm: build peers
+	@tests/vm/run.sh
+
+## matrix: README's table of what works where, from the last run of the tests
+matrix:
+	@$(CARGO) run --quiet --locked -p holdfast-tests --bin matrix -- write target README.md
+
+## bench: this shim and containerd's own, side by side (BENCH_ARGS="--only output" for one of the tables)
+# Static, since the printer runs in a root file system of its own; bench finds it beside itself.
 bench: build peers
-	@$(CARGO) build --release --locked -p holdfast-tests --bin bench
-	HOLDFAST_TEST_DIR="$${HOLDFAST_TEST_DIR:-/dev/shm}" $(TARGET)/release/bench $(BENCH_ARGS)
+	@$(CARGO_STATIC) -p holdfast-tests --bin bench --bin printer
+	HOLDFAST_TEST_DIR="$${HOLDFAST_TEST_DIR:-/dev/shm}" $(TARGET)/$(HOST)/release/bench $(BENCH_ARGS)
 
 ## demo: a container that outlives its managers, shown in a minute
 demo: build $(COUNTER)
@@ -109,18 +122,22 @@ install: $(PROGRAMS:%=bin/%)
 	    $(call put,bin/$$p,$(DESTDIR)$(BINDIR)/$$p,755)
 	done
 	ln -sfn $(SHIM) "$(DESTDIR)$(BINDIR)/$(SHIM_AS_RUNC)"
-	for u in $(wildcard systemd/*.service systemd/*.socket systemd/*.slice systemd/*.target); do
-	    sed 's|/usr/local/bin/|$(BINDIR)/|g' "$$u" >"target/$${u##*/}"
-	    $(call put,target/$${u##*/},$(DESTDIR)$(UNITDIR)/$${u##*/},644)
-	    rm -f "target/$${u##*/}"
+	for u in $(UNITS); do
+	    sed 's|/usr/local/bin/|$(BINDIR)/|g' "systemd/$$u" >target/unit
+	    $(call put,target/unit,$(DESTDIR)$(UNITDIR)/$$u,644)
+	    rm -f target/unit
 	done
-	conf="$(DESTDIR)$(CONFDIR)/holdfastd.toml"
-	if [ ! -e "$$conf" ]; then
-	    $(call put,systemd/holdfastd.toml,$$conf,644)
-	elif ! cmp -s systemd/holdfastd.toml "$$conf"; then
-	    $(call put,systemd/holdfastd.toml,$$conf.new,644)
-	    echo "$$conf was edited and stays; the new default is $$conf.new"
-	fi
+	$(call put,systemd/tmpfiles.d/holdfast.conf,$(DESTDIR)$(TMPFILESDIR)/holdfast.conf,644)
+	$(call put,systemd/sysusers.d/holdfast.conf,$(DESTDIR)$(SYSUSERSDIR)/holdfast.conf,644)
+	for f in holdfastd.toml shim.toml; do
+	    conf="$(DESTDIR)$(CONFDIR)/$$f"
+	    if [ ! -e "$$conf" ]; then
+	        $(call put,systemd/$$f,$$conf,644)
+	    elif ! cmp -s "systemd/$$f" "$$conf"; then
+	        $(call put,systemd/$$f,$$conf.new,644)
+	        echo "$$conf was edited and stays; the new default is $$conf.new"
+	    fi
+	done
 	rm -rf target/man && mkdir -p target/man
 	bin/holdfast man target/man
 	for m in target/man/*.[1-9]; do
@@ -144,9 +161,12 @@ uninstall:
 	    exit 1
 	}
 	for p in $(PROGRAMS) $(SHIM_AS_RUNC); do rm -f "$(DESTDIR)$(BINDIR)/$$p"; done
-	for u in $(notdir $(wildcard systemd/*.service systemd/*.socket systemd/*.slice systemd/*.target)); do
-	    rm -f "$(DESTDIR)$(UNITDIR)/$$u"
+	for u in $(UNITS); do rm -f "$(DESTDIR)$(UNITDIR)/$$u"; done
+	# A directory of drop-ins may hold others' files.
+	for d in $(sort $(filter %.d/,$(dir $(UNITS)))); do
+	    rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(UNITDIR)/$$d" 2>/dev/null || true
 	done
+	rm -f "$(DESTDIR)$(TMPFILESDIR)/holdfast.conf" "$(DESTDIR)$(SYSUSERSDIR)/holdfast.conf"
 	rm -f "$(DESTDIR)$(MANDIR)"/man[1-9]/holdfast*.[1-9] "$(DESTDIR)$(DATADIR)/bash-completion/completions/holdfast" \
 	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_holdfast" "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/holdfast.fish"
 	[ ! -e "$(DESTDIR)$(CONFDIR)" ] || echo "$(DESTDIR)$(CONFDIR) stays"
@@ -157,4 +177,4 @@ clean:
 
 ## help: this list
 help:
-	@sed -n 's/^## \([a-z]*\): /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^## \([a-z-]*\): /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'

@@ -109,7 +109,7 @@ trap 'exit 143' TERM
 
 start_holdfastd() {
     # A session of its own: ctrl-c is for this script, which then cleans up with its help.
-    setsid holdfastd >>"$work/holdfastd.log" 2>&1 &
+    setsid holdfastd --live-restore >>"$work/holdfastd.log" 2>&1 &
     daemon=$!
     until_ok "holdfastd answers" timeout 2 holdfast info
 }
@@ -163,7 +163,7 @@ first_act() {
     say "The supervisor comes back, and looks around."
     start_holdfastd
     show holdfast ps
-    show holdfast doctor
+    show holdfast info
     [ "$(json_number pid)" = "$pid" ] && [ "$(json_number shim_pid)" = "$shim" ] || fail "other processes than before"
     proved "It found the same container again: same process, same shim, its uptime unbroken."
     holdfast logs counter >"$work/log"
@@ -242,7 +242,7 @@ started=$SECONDS
 first_act
 if [ ! -x "$peers/containerd" ] && [ -x "$here/tests/peers.sh" ]; then
     say "(looking for a containerd to unpack; it is not installed)"
-    timeout 60 "$here/tests/peers.sh" >/dev/null 2>&1 || true
+    timeout 300 "$here/tests/peers.sh" >/dev/null 2>&1 || true
 fi
 if [ -x "$peers/containerd" ] && [ -x "$peers/ctr" ]; then
     second_act

@@ -3,12 +3,15 @@
 #
 # usage: run.sh [RING...]        default: 1 2 3
 #
-#   1  pure: unit tests of every crate
+#   1  pure: unit tests of every crate, and the check that every known trap has its test
 #   2  fake runtime: the real shim over a scripted OCI runtime; no root needed
 #   3  real: runc, crun, containerd; root needed
 #
 # A test file in */tests/ belongs to the ring that its first line names ("//! Ring 3: ..."), else to ring 2. A test that
 # cannot run here says so through skip() of the harness; each skip must be listed in permitted-skips.txt.
+#
+# The cells of the matrix (tests/src/matrix.rs) are tests of ring 3. After it their table is printed and written to
+# target/matrix.md and target/matrix.tsv, and README.md must show the same.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 
@@ -19,6 +22,9 @@ rm -rf "$skips"
 mkdir -p "$skips"
 : >"$log"
 export HOLDFAST_SKIPS_DIR=$skips
+export HOLDFAST_MATRIX_DIR=$PWD/target/matrix
+rm -rf "$HOLDFAST_MATRIX_DIR"
+mkdir -p "$HOLDFAST_MATRIX_DIR"
 failed_runs=()
 
 ring_of() {
@@ -52,47 +58,34 @@ for ring in $rings; do
     case $ring in
     1)
         echo "== ring 1: pure"
+        rm -f target/traps.txt
         run --workspace --lib --bins
         ;;
-    2 | 3)
-        [ "$ring" = 2 ] && echo "== ring 2: fake runtime" || echo "== ring 3: real runtimes and managers"
-        while read -r -a args; do
-            run "${args[@]}"
-        done < <(calls_of_ring "$ring")
-        ;;
+    2) echo "== ring 2: fake runtime" ;;
+    3) echo "== ring 3: real runtimes and managers" ;;
     *)
         echo "run.sh: no ring $ring" >&2
         exit 2
         ;;
     esac
+    while read -r -a args; do
+        run "${args[@]}"
+    done < <(calls_of_ring "$ring")
     echo "== ring $ring took $((SECONDS - started)) s"
 done
 
-# Every skip leaves a file named after the test, with its reason; the list has lines "test<space>reason".
-skipped=0
-forbidden=()
-while IFS= read -r -d '' file; do
-    name=$(basename "$file")
-    skipped=$((skipped + 1))
-    echo "skipped: $name: $(cat "$file")"
-    grep -v '^#' tests/permitted-skips.txt | cut -d' ' -f1 | grep -Fx -e "$name" >/dev/null || forbidden+=("$name")
-done < <(find "$skips" -type f -print0 | sort -z)
+matrix() {
+    cargo run --quiet --locked -p holdfast-tests --bin matrix -- "$@" </dev/null
+}
+matrix_ok=true
+if [[ " $rings " = *" 3 "* ]]; then
+    echo "== matrix: behaviour under each containerd, with each OCI runtime"
+    matrix collect "$HOLDFAST_MATRIX_DIR" target && matrix check target README.md || matrix_ok=false
+fi
+# Written by tests/tests/traps.rs.
+[ ! -e target/traps.txt ] || echo "$(head -1 target/traps.txt) (target/traps.txt)"
 
-passed=0
-failed=0
-ignored=0
-while read -r p f i; do
-    passed=$((passed + p))
-    failed=$((failed + f))
-    ignored=$((ignored + i))
-done < <(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored.*/\1 \2 \3/p' "$log")
-
-# A run that failed without a failed test did not build, or died.
-[ ${#failed_runs[@]} = 0 ] || [ $failed -gt 0 ] || failed=${#failed_runs[@]}
-for r in "${failed_runs[@]}"; do echo "FAILED: $r"; done
-for f in "${forbidden[@]}"; do echo "FORBIDDEN SKIP: $f (not in tests/permitted-skips.txt)"; done
-[ $ignored = 0 ] || echo "FORBIDDEN: $ignored ignored tests; use skip() with a reason"
-
-# The test framework counts a skipped test as passed.
-echo "$((passed - skipped)) passed, $failed failed, $skipped skipped"
-[ $failed = 0 ] && [ ${#failed_runs[@]} = 0 ] && [ ${#forbidden[@]} = 0 ] && [ $ignored = 0 ]
+judged_ok=true
+tests/judge.sh tests/permitted-skips.txt "$skips" "$log" -- "${failed_runs[@]}" || judged_ok=false
+$matrix_ok || echo "FAILED: the matrix, see above"
+$judged_ok && $matrix_ok

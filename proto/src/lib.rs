@@ -5,6 +5,7 @@
 
 pub mod record;
 pub mod regular;
+pub mod size;
 
 /// `holdfast.shim.v1`: what a shim answers beyond containerd's task service.
 #[allow(warnings)] // generated

@@ -24,6 +24,9 @@ pub const FILE_NAME: &str = "record.json";
 /// The root of the run-time tree when `HOLDFAST_RUN_DIR` is not set.
 pub const DEFAULT_RUN_DIR: &str = "/run/holdfast";
 
+/// The root of what survives a reboot when `HOLDFAST_STATE_DIR` is not set.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/holdfast";
+
 /// The instance under which holdfastd's own containers are filed. Those of a containerd are filed under a hash of its
 /// address: 16 hexadecimal digits, which this word never equals.
 pub const SUPERVISOR_INSTANCE: &str = "holdfastd";
@@ -49,6 +52,9 @@ pub struct Record {
     pub bundle: PathBuf,
     /// The OCI runtime that made the container and must be used for every later call.
     pub runtime: RuntimeRef,
+    /// How often it was told that processes of the container were killed for want of memory; not only those below.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub times_out_of_memory: u32,
     /// The init process first, then execs in the order of their addition.
     pub processes: Vec<ProcessRecord>,
 }
@@ -106,6 +112,13 @@ pub struct ProcessRecord {
     /// Set once it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitRecord>,
+    /// Its exit had been announced before this was written: it is delivered, or waits with the shim's events.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exit_told: bool,
+    /// The kernel has killed it for want of memory, as far as can be told: it ended as by SIGKILL within seconds of such a
+    /// kill in the container, and no more execs are called so than were killed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
     /// Whether it has a terminal.
     #[serde(default)]
     pub terminal: bool,
@@ -118,6 +131,18 @@ pub struct ProcessRecord {
     /// As given at Create or Exec.
     #[serde(default)]
     pub stderr: String,
+    /// The program that takes its output, if it is one of the shim's children (`binary://`) and runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logger: Option<LoggerRecord>,
+}
+
+/// A logger: it outlives its shim by what it has left to write, or until `delete` ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggerRecord {
+    /// Its pid.
+    pub pid: u32,
+    /// As [`ShimIdentity::start_time`].
+    pub start_time: u64,
 }
 
 /// The states that a reader can meet. Transient ones (creating, pausing) are the shim's own business.
@@ -212,12 +237,31 @@ impl Record {
     }
 }
 
-/// The root of the run-time tree: `HOLDFAST_RUN_DIR`, else [`DEFAULT_RUN_DIR`].
-pub fn run_dir() -> PathBuf {
-    std::env::var_os("HOLDFAST_RUN_DIR").filter(|v| !v.is_empty()).map_or_else(|| DEFAULT_RUN_DIR.into(), PathBuf::from)
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
-/// The directory of one container: its record, journal and pid files.
+/// The root of the run-time tree: `HOLDFAST_RUN_DIR`, else [`DEFAULT_RUN_DIR`].
+pub fn run_dir() -> PathBuf {
+    root("HOLDFAST_RUN_DIR", DEFAULT_RUN_DIR)
+}
+
+/// The root of what survives a reboot: `HOLDFAST_STATE_DIR`, else [`DEFAULT_STATE_DIR`].
+pub fn state_dir() -> PathBuf {
+    root("HOLDFAST_STATE_DIR", DEFAULT_STATE_DIR)
+}
+
+fn root(variable: &str, default: &str) -> PathBuf {
+    std::env::var_os(variable).filter(|v| !v.is_empty()).map_or_else(|| default.into(), PathBuf::from)
+}
+
+/// The directory of one container: its record and pid files.
 pub fn container_dir(run_dir: &Path, instance: &str, namespace: &str, id: &str) -> PathBuf {
-    run_dir.join("tasks").join(instance).join(namespace).join(id)
+    namespace_dir(run_dir, instance, namespace).join(id)
+}
+
+/// The directory of a namespace: those of its containers, and the events that wait in its shims.
+pub fn namespace_dir(run_dir: &Path, instance: &str, namespace: &str) -> PathBuf {
+    run_dir.join("tasks").join(instance).join(namespace)
 }

@@ -6,6 +6,7 @@
 //! Invariant: nothing here ever lists or kills the processes of a cgroup that the shim itself is in or below
 //! ([`CgroupError::Shared`]); such a cgroup is not the container's own.
 
+pub(crate) mod oom;
 mod v1;
 mod v2;
 
@@ -21,6 +22,10 @@ use crate::sys::{mount::unescape_octal, signal};
 /// How long [`kill_all`] goes on when processes keep appearing or do not die.
 pub const KILL_LIMIT: Duration = Duration::from_secs(2);
 
+/// The names of the messages, as consumers compare them.
+const V1_METRICS: &str = "io.containerd.cgroups.v1.Metrics";
+const V2_METRICS: &str = "io.containerd.cgroups.v2.Metrics";
+
 /// How many processes are held at a time: few enough for any limit on descriptors.
 const HELD_AT_ONCE: usize = 128;
 
@@ -30,6 +35,9 @@ pub struct Paths {
     layout: Layout,
     /// Whether the shim was in this cgroup, or below it, when the paths were captured.
     shared: bool,
+    /// Nothing was there when the paths were thought of: whatever is there now was made for the container.
+    #[serde(default)]
+    new: bool,
 }
 
 /// The host's kind of hierarchy. A hybrid host, whose controllers are on version 1, counts as that.
@@ -107,7 +115,40 @@ impl Paths {
         let layout = Layout::find(&theirs, &mounts).ok_or(CgroupError::NotMounted(pid))?;
         let own = Layout::find(&ours, &mounts);
         let shared = own.as_ref().is_some_and(|own| layout.holds(own));
-        Ok(Self { layout, shared })
+        Ok(Self { layout, shared, new: false })
+    }
+
+    /// Where a container's cgroup will be made, by the absolute path that its specification gives. `None` if anything is
+    /// there already, which may be somebody else's, or for a path in another form (systemd's, relative).
+    pub fn to_be_made(cgroups_path: &str) -> Option<Self> {
+        let wanted = Path::new(cgroups_path);
+        let plain = wanted.components().skip(1).all(|c| matches!(c, std::path::Component::Normal(_)));
+        if !wanted.has_root() || !plain || wanted.parent().is_none() || cgroups_path.contains('\n') {
+            return None;
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let ours = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mut layout = Layout::find(&moved(&ours, cgroups_path), &mounts)?;
+        if let Layout::V1(dirs) = &mut layout {
+            // A hybrid host's other hierarchy: without controllers, and runtimes make a cgroup there all the same.
+            let unified = mounts.lines().filter_map(CgroupMount::parse).find(|mount| mount.unified);
+            let dir = unified.and_then(|mount| mount.resolve(cgroups_path));
+            dirs.extend(dir.map(|dir| (String::new(), dir)));
+        }
+        let absent =
+            layout.dirs().all(|dir| dir.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound));
+        absent.then_some(Self { layout, shared: false, new: true })
+    }
+
+    /// Where a process was found that is a container's, when it was known where its cgroup was [`Paths::to_be_made`].
+    pub(crate) fn found_after(self, planned: Option<&Self>) -> Self {
+        let as_planned = |planned: &Self| planned.new && planned.layout.processes() == self.layout.processes();
+        Self { new: planned.is_some_and(as_planned), ..self }
+    }
+
+    /// Whether it was made for the container: see [`Paths::to_be_made`].
+    pub(crate) fn is_new(&self) -> bool {
+        self.new
     }
 
     /// Whether the shim is in this cgroup, or below it. Metrics of such a cgroup are true but not the container's alone.
@@ -141,6 +182,15 @@ impl Paths {
         let dir = self.existing()?;
         if self.shared { Err(CgroupError::Shared(dir.to_owned())) } else { Ok(dir) }
     }
+}
+
+/// `/proc/PID/cgroup` of a process in the cgroup of that name in every hierarchy.
+fn moved(proc_cgroup: &str, to: &str) -> String {
+    let lines = proc_cgroup.lines().filter_map(|line| {
+        let (hierarchy, _) = line.match_indices(':').nth(1).map(|(at, _)| line.split_at(at))?;
+        Some(format!("{hierarchy}:{to}\n"))
+    });
+    lines.collect()
 }
 
 fn find<'a>(dirs: &'a [(String, PathBuf)], name: &str) -> Option<&'a Path> {
@@ -182,6 +232,14 @@ impl Layout {
                 .find_map(|name| find(dirs, name))
                 .unwrap_or_else(|| dirs.first().map_or(Path::new("/"), |(_, dir)| dir)),
         }
+    }
+
+    fn dirs(&self) -> impl Iterator<Item = &Path> {
+        let (v1, v2) = match self {
+            Self::V1(dirs) => (dirs.as_slice(), None),
+            Self::V2(dir) => (&[][..], Some(dir)),
+        };
+        v1.iter().map(|(_, dir)| dir.as_path()).chain(v2.map(PathBuf::as_path))
     }
 
     /// Whether `other` is in the same cgroup or below.
@@ -236,13 +294,24 @@ impl<'a> CgroupMount<'a> {
 pub fn stats(paths: &Paths) -> Result<(String, Vec<u8>), CgroupError> {
     let dir = paths.existing()?;
     let (name, encoded) = match &paths.layout {
-        Layout::V1(dirs) => ("io.containerd.cgroups.v1.Metrics", v1::metrics(dirs)),
-        Layout::V2(dir) => ("io.containerd.cgroups.v2.Metrics", v2::metrics(dir)),
+        Layout::V1(dirs) => (V1_METRICS, v1::metrics(dirs)),
+        Layout::V2(dir) => (V2_METRICS, v2::metrics(dir)),
     };
     // Removed while it was read: the numbers would be a mixture.
     paths.existing()?;
     let value = encoded.map_err(|source| CgroupError::Encode { path: dir.to_owned(), source })?;
     Ok((name.to_owned(), value))
+}
+
+/// What is left of the metrics of a version 2 cgroup that is gone: its `memory.events`, which tell clients why init ended
+/// (contract 3.11).
+///
+/// # Errors
+/// [`CgroupError::Encode`].
+pub(crate) fn last_stats(paths: &Paths, memory_events: &str) -> Result<(String, Vec<u8>), CgroupError> {
+    let encoded = v2::last_metrics(memory_events);
+    let value = encoded.map_err(|source| CgroupError::Encode { path: paths.layout.processes().to_owned(), source })?;
+    Ok((V2_METRICS.to_owned(), value))
 }
 
 /// Moves a process into a cgroup that exists: on version 2 the one, on version 1 the one of that name in every hierarchy
@@ -329,6 +398,47 @@ pub fn kill_all(paths: &Paths) -> Result<usize, CgroupError> {
     }
     thaw(paths);
     kill_each(paths)
+}
+
+/// Ends all processes in a cgroup that was [`Paths::to_be_made`] and removes it in every hierarchy, with those below. What
+/// is not there counts as removed. What is busy, because a process in it has only just been killed, is tried again for at
+/// most [`KILL_LIMIT`].
+///
+/// # Errors
+/// [`CgroupError::Shared`] for any other, in which nothing is touched: it may be a hierarchy's root. As [`kill_all`].
+/// [`CgroupError::Access`]: the first that stays; others may be gone.
+pub fn remove(paths: &Paths) -> Result<(), CgroupError> {
+    if !paths.new {
+        return Err(CgroupError::Shared(paths.layout.processes().to_owned()));
+    }
+    kill_all(paths)?;
+    let until = Instant::now() + KILL_LIMIT;
+    for dir in paths.layout.dirs() {
+        let mut pause = Duration::from_millis(1);
+        while let Err(source) = remove_tree(dir) {
+            if source.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= until {
+                return Err(CgroupError::Access { path: dir.to_owned(), source });
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+/// A cgroup's files go with its directory; only the directories below have to be removed before.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if vanished(&e) => return Ok(()),
+        other => other?,
+    };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())) {
+        remove_tree(&entry.path())?;
+    }
+    match fs::remove_dir(dir) {
+        Err(e) if vanished(&e) => Ok(()),
+        other => other,
+    }
 }
 
 /// Best effort: if it fails the processes stay, and [`kill_each`] says so.
@@ -448,6 +558,77 @@ fn rdma_entries(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
     })
 }
 
+/// Control groups as directories of plain files, and messages as figures by name: for the tests of both versions.
+#[cfg(test)]
+mod fixture {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::PathBuf;
+
+    use protobuf::MessageDyn;
+    use protobuf::reflect::{ReflectFieldRef, ReflectValueRef};
+
+    /// A directory with files, removed when dropped.
+    pub(super) struct Directory(pub(super) PathBuf);
+
+    impl Directory {
+        pub(super) fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("holdfast-cgroup-{}-{name}", std::process::id()));
+            let _ = fs::remove_dir_all(&dir);
+            fs::create_dir(&dir).unwrap();
+            Self(dir)
+        }
+
+        pub(super) fn write(&self, name: &str, text: &str) {
+            fs::write(self.0.join(name), text).unwrap();
+        }
+
+        /// A file of lines `key value`; the values are numbered, from `first` on. Gives them by key.
+        pub(super) fn number(&self, name: &str, keys: &str, first: u64) -> BTreeMap<String, u64> {
+            let numbered: Vec<_> = keys.split_whitespace().zip(first..).collect();
+            self.write(name, &numbered.iter().map(|(key, n)| format!("{key} {n}\n")).collect::<String>());
+            numbered.into_iter().map(|(key, n)| (key.to_owned(), n)).collect()
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Every figure that a message can have, by name, zeros included; of a list the first element's.
+    pub(super) fn figures(message: &dyn MessageDyn) -> BTreeMap<String, String> {
+        let mut figures = BTreeMap::new();
+        collect("", message, &mut figures);
+        figures
+    }
+
+    fn collect(prefix: &str, message: &dyn MessageDyn, figures: &mut BTreeMap<String, String>) {
+        for field in message.descriptor_dyn().fields() {
+            let name = format!("{prefix}{}", field.name());
+            let value = match field.get_reflect(message) {
+                ReflectFieldRef::Optional(value) => value.value().map(|v| v.to_box()),
+                ReflectFieldRef::Repeated(list) if !list.is_empty() => Some(list.get(0).to_box()),
+                ReflectFieldRef::Repeated(_) | ReflectFieldRef::Map(_) => None,
+            };
+            match value.as_ref().map(|v| v.as_value_ref()) {
+                Some(ReflectValueRef::Message(inner)) => collect(&format!("{name}."), &*inner, figures),
+                Some(value) => drop(figures.insert(name, value.to_string())),
+                None => drop(figures.insert(name, String::new())),
+            }
+        }
+    }
+
+    /// The names of the figures that nothing was read for.
+    pub(super) fn unset(figures: &BTreeMap<String, String>) -> Vec<&str> {
+        let unset = figures.iter().filter(|(_, value)| value.is_empty() || *value == "0");
+        unset.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -464,6 +645,32 @@ mod tests {
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 ";
     const UNIFIED_MOUNTS: &str = "26 23 0:24 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
+
+    #[test]
+    fn only_a_plain_absolute_path_says_where_a_cgroup_will_be() {
+        for path in ["relative", "", "/", "/a/../b", "system.slice:holdfast:c1", "/a\nb"] {
+            assert_eq!(Paths::to_be_made(path), None, "{path:?}");
+        }
+        let other = Paths { layout: Layout::V2("/nowhere".into()), shared: false, new: false };
+        assert!(matches!(remove(&other), Err(CgroupError::Shared(_))));
+        let dir = fixture::Directory::new("not-new");
+        dir.write("cgroup.procs", "");
+        let other = Paths { layout: Layout::V2(dir.0.clone()), shared: false, new: false };
+        assert!(matches!(remove(&other), Err(CgroupError::Shared(_))));
+        assert!(!dir.0.join("cgroup.kill").exists(), "nobody in it is ended either");
+        let there = "4:cpu,cpuacct:/user:1\n1:name=systemd:/\n0::/x\n";
+        assert_eq!(moved(there, "/k/c1"), "4:cpu,cpuacct:/k/c1\n1:name=systemd:/k/c1\n0::/k/c1\n");
+    }
+
+    #[test]
+    fn a_cgroup_that_was_there_before_is_not_taken_for_the_containers_when_its_process_is_in_it() {
+        let at = |dir: &str, new| Paths { layout: Layout::V2(dir.into()), shared: false, new };
+        let planned = at("/k/c1", true);
+        assert!(at("/k/c1", false).found_after(Some(&planned)).is_new());
+        assert!(!at("/k/other", false).found_after(Some(&planned)).is_new());
+        assert!(!at("/k/c1", false).found_after(None).is_new());
+        assert!(!at("/k/c1", false).found_after(Some(&at("/k/c1", false))).is_new());
+    }
 
     #[test]
     fn a_hybrid_host_counts_as_version_one() {
@@ -600,7 +807,7 @@ mod tests {
         let dir = live.dirs[0].clone();
         fs::create_dir(dir.join("below")).unwrap();
         fs::write(dir.join("below/cgroup.procs"), live.child.id().to_string()).unwrap();
-        let paths = Paths { layout: Layout::V2(dir.clone()), shared: false };
+        let paths = Paths { layout: Layout::V2(dir.clone()), shared: false, new: false };
         assert_eq!(pids(&paths).unwrap(), [live.child.id()]);
         let (name, value) = stats(&paths).unwrap();
         assert_eq!(name, "io.containerd.cgroups.v2.Metrics");
@@ -631,9 +838,11 @@ mod tests {
 
     #[test]
     fn paths_survive_a_freeze() {
-        let paths = Paths { layout: Layout::V1(vec![("memory".into(), "/x".into())]), shared: true };
+        let paths = Paths { layout: Layout::V1(vec![("memory".into(), "/x".into())]), shared: true, new: false };
         let text = serde_json::to_string(&paths).unwrap();
-        assert_eq!(text, r#"{"layout":{"v1":[["memory","/x"]]},"shared":true}"#);
+        assert_eq!(text, r#"{"layout":{"v1":[["memory","/x"]]},"shared":true,"new":false}"#);
         assert_eq!(serde_json::from_str::<Paths>(&text).unwrap(), paths);
+        // As earlier versions wrote it.
+        assert_eq!(serde_json::from_str::<Paths>(&text.replace(r#","new":false"#, "")).unwrap(), paths);
     }
 }

@@ -33,6 +33,15 @@ pub const MOUNT_ACTION: &str = "mount-rootfs";
 /// The hidden action that undoes [`MOUNT_ACTION`].
 pub const UNMOUNT_ACTION: &str = "unmount-rootfs";
 
+/// The hidden action that removes what a failed Create has left.
+pub const SWEEP_ACTION: &str = "sweep";
+
+/// The hidden action that hands on what a dead shim had not delivered, and its file.
+pub const HAND_ON_ACTION: &str = "hand-on-events";
+
+/// The hidden action that removes kept output of tasks that are gone; for who looks after a whole machine.
+pub const SWEEP_OUTPUT_ACTION: &str = "sweep-output";
+
 /// What the shim was called to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invocation {
@@ -50,6 +59,12 @@ pub enum Invocation {
     Mount,
     /// [`UNMOUNT_ACTION`] and its path.
     Unmount(PathBuf),
+    /// [`SWEEP_ACTION`]: the request comes on standard input.
+    Sweep,
+    /// [`HAND_ON_ACTION`] and its path.
+    HandOn(PathBuf),
+    /// [`SWEEP_OUTPUT_ACTION`].
+    SweepOutput,
 }
 
 /// The flags that name a container and its manager.
@@ -117,9 +132,9 @@ pub enum CliError {
     /// The first positional argument names no action.
     #[error("unknown action {0:?}, expected start or delete")]
     UnknownAction(String),
-    /// [`UNMOUNT_ACTION`] without its path.
-    #[error("{UNMOUNT_ACTION} needs a path")]
-    PathMissing,
+    /// [`UNMOUNT_ACTION`] or [`HAND_ON_ACTION`] without its path.
+    #[error("{0} needs a path")]
+    PathMissing(&'static str),
     /// Standard input is longer than [`STDIN_LIMIT`].
     #[error("invalid standard input: more than {STDIN_LIMIT} bytes")]
     StdinTooLong,
@@ -256,7 +271,8 @@ fn boolean(flag: String, value: Option<OsString>) -> Result<bool, CliError> {
 /// Passes over what is probably the value of an unknown flag: the next word, unless it is a flag or an action.
 fn skip_unknown(has_value: bool, args: &mut std::iter::Peekable<impl Iterator<Item = OsString>>) {
     let is_value = |word: &OsString| {
-        let actions = ["start", "delete", MOUNT_ACTION, UNMOUNT_ACTION];
+        let actions =
+            ["start", "delete", MOUNT_ACTION, UNMOUNT_ACTION, SWEEP_ACTION, HAND_ON_ACTION, SWEEP_OUTPUT_ACTION];
         !word.as_bytes().starts_with(b"-") && !actions.iter().any(|a| word == a)
     };
     if !has_value {
@@ -266,12 +282,16 @@ fn skip_unknown(has_value: bool, args: &mut std::iter::Peekable<impl Iterator<It
 
 fn invocation(flags: Flags, action: Option<OsString>, argument: Option<OsString>) -> Result<Invocation, CliError> {
     let action = action.map(|a| a.to_string_lossy().into_owned());
+    let path = |action| argument.map(PathBuf::from).ok_or(CliError::PathMissing(action));
     match action.as_deref() {
         None => checked(flags).map(Invocation::Serve),
         Some("start") => checked(flags).map(Invocation::Start),
         Some("delete") => checked(flags).map(Invocation::Delete),
         Some(MOUNT_ACTION) => Ok(Invocation::Mount),
-        Some(UNMOUNT_ACTION) => argument.map(|p| Invocation::Unmount(p.into())).ok_or(CliError::PathMissing),
+        Some(UNMOUNT_ACTION) => path(UNMOUNT_ACTION).map(Invocation::Unmount),
+        Some(HAND_ON_ACTION) => path(HAND_ON_ACTION).map(Invocation::HandOn),
+        Some(SWEEP_ACTION) => Ok(Invocation::Sweep),
+        Some(SWEEP_OUTPUT_ACTION) => Ok(Invocation::SweepOutput),
         Some(other) => Err(CliError::UnknownAction(other.to_owned())),
     }
 }
@@ -426,7 +446,7 @@ mod tests {
     fn hidden_actions_need_no_namespace_but_their_path() {
         assert_eq!(parsed("mount-rootfs"), Ok(Invocation::Mount));
         assert_eq!(parsed("unmount-rootfs /run/b/rootfs"), Ok(Invocation::Unmount("/run/b/rootfs".into())));
-        assert_eq!(parsed("unmount-rootfs"), Err(CliError::PathMissing));
+        assert_eq!(parsed("unmount-rootfs"), Err(CliError::PathMissing(UNMOUNT_ACTION)));
     }
 
     #[test]
@@ -534,6 +554,50 @@ mod tests {
         let params = BootstrapParams { containerd_ttrpc_address: String::new(), ..params };
         let got = bootstrap(&flags(), &params.write_to_bytes().unwrap(), &env).unwrap();
         assert_eq!(got.ttrpc_address, "/run/old.ttrpc");
+    }
+
+    #[test]
+    fn levels_below_info_are_debug_whatever_their_number() {
+        // instance_id, namespace, log_level as a varint of ten bytes.
+        let message = |level: &[u8]| [b"\x0a\x02c1\x12\x06k8s.io\x18".as_slice(), level].concat();
+        let negative = |low: u8| {
+            let mut bytes = vec![low];
+            bytes.extend([0xff; 8]);
+            bytes.push(1);
+            bytes
+        };
+        for (level, debug) in [
+            (negative(0xf8), true), // trace, -8
+            (negative(0xfc), true), // debug, -4
+            (negative(0xff), true), // one that has no name
+            (vec![0], false),       // info
+            (vec![4], false),       // warn
+            (vec![12], false),      // panic
+            (vec![0x80, 1], false), // one that has no name
+        ] {
+            let got = bootstrap(&flags(), &message(&level), &no_env).unwrap();
+            assert_eq!((got.debug, got.new_protocol), (debug, true), "{level:?}");
+        }
+    }
+
+    #[test]
+    fn only_both_ids_together_make_a_start_message() {
+        // An Any whose type and value are the ids is one by its bytes; it says nothing else, so nothing is lost.
+        let both = any("c1", b"k8s.io").write_to_bytes().unwrap();
+        let got = bootstrap(&flags(), &both, &no_env).unwrap();
+        assert_eq!((got.options, got.new_protocol), (None, true));
+        // One of them alone is an accident.
+        let same_id = Flags { id: "containerd.runc.v1.Options".into(), ..flags() };
+        let stdin = any("containerd.runc.v1.Options", b"\x08\x01").write_to_bytes().unwrap();
+        let got = bootstrap(&same_id, &stdin, &no_env).unwrap();
+        assert_eq!(got.options, Some((same_id.id, b"\x08\x01".to_vec())));
+        assert!(!got.new_protocol);
+        let same_namespace = any("runtimeoptions.v1.Options", b"k8s.io").write_to_bytes().unwrap();
+        assert!(!bootstrap(&flags(), &same_namespace, &no_env).unwrap().new_protocol);
+        // Without a value it is a choice of the defaults.
+        let no_value = any("type.googleapis.com/runtimeoptions.v1.Options", b"").write_to_bytes().unwrap();
+        let got = bootstrap(&flags(), &no_value, &no_env).unwrap();
+        assert_eq!(got.options, Some(("type.googleapis.com/runtimeoptions.v1.Options".into(), Vec::new())));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! `publish.rs` talks to containerd's event service; `server.rs` makes no decision; there is one thread at rest; and all
 //! state can be written down at any time (`freeze.rs`), so nothing lives only in a task's stack.
 
+mod ask;
 pub mod cgroup;
 pub mod cli;
 pub mod cmd;
@@ -20,10 +21,12 @@ pub mod driver;
 mod frame;
 pub mod freeze;
 pub mod io;
+mod journal;
 pub mod lifecycle;
 pub mod logging;
 pub mod mount_options;
 pub mod oci;
+mod offload;
 pub mod options;
 mod owned_task;
 mod publish;

@@ -1,11 +1,14 @@
 //! `containerd-shim-holdfast-v2`: runs a command, turns its result into an exit code.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use holdfast_shim::cli::{self, Invocation};
-use holdfast_shim::cmd::{delete, info, mount, serve, start};
+use holdfast_shim::cmd::{delete, hand_on, info, mount, serve, start, sweep};
 use holdfast_shim::driver::chain;
+use holdfast_shim::io::spill::policy::OutputSettings;
+use holdfast_shim::io::spill::tree;
 use holdfast_shim::oci::runner;
 use holdfast_shim::options::{self, Options};
 
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut stdout = io::stdout();
     match cli::parse(std::env::args_os().skip(1))? {
-        Invocation::Start(flags) => stdout.write_all(start::run(&flags)?.as_bytes())?,
+        Invocation::Start(flags) => stdout.write_all(&start::run(&flags)?)?,
         Invocation::Serve(flags) => serve::run(&flags)?,
         Invocation::Delete(flags) => {
             let mut warn = |text: String| {
@@ -39,6 +42,14 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         }
         Invocation::Mount => mount::run_mount(io::stdin())?,
         Invocation::Unmount(path) => mount::run_unmount(&path)?,
+        Invocation::Sweep => sweep::run(io::stdin())?,
+        Invocation::HandOn(path) => hand_on::run(&path)?,
+        Invocation::SweepOutput => {
+            let mut say = |path: &Path, swept: io::Result<u64>| {
+                let _ = writeln!(io::stderr(), "{}", tree::in_words(path, &swept));
+            };
+            tree::sweep(&OutputSettings::load()?.spill_dir, &mut say)?;
+        }
     }
     stdout.flush()?;
     Ok(())
@@ -46,15 +57,17 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
 /// `-info`: the runtime options come as an `Any` on standard input and choose whose features are reported.
 fn print_info(out: &mut impl Write) -> Result<(), Box<dyn std::error::Error>> {
-    let mut stdin = Vec::new();
-    io::stdin().take(u64::try_from(cli::STDIN_LIMIT)?).read_to_end(&mut stdin)?;
+    let stdin = start::read_stdin()?;
+    if stdin.len() > cli::STDIN_LIMIT {
+        return Err(cli::CliError::StdinTooLong.into());
+    }
     let any = <protobuf::well_known_types::any::Any as protobuf::Message>::parse_from_bytes(&stdin)?;
     let options = match any.type_url.as_str() {
         "" => Options::default(),
         type_url => options::from_any(type_url, &any.value)?.0,
     };
-    let run_dir = holdfast_proto::record::run_dir();
-    let runtime = runner::choose(&options, &std::env::current_exe()?, &run_dir, "default")?;
+    // Of the runtime only the program is asked, which needs no state.
+    let runtime = runner::choose(&options, &std::env::current_exe()?, PathBuf::new(), "default")?;
     info::run(&stdin, &runtime.binary, out)?;
     Ok(())
 }

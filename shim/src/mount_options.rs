@@ -9,8 +9,43 @@ pub struct MountOptions {
     pub flags: MsFlags,
     /// The propagation flags, which need a call of their own; empty when none were given.
     pub propagation: MsFlags,
+    /// `rro`: read-only with all mounts below, which needs a call of its own.
+    pub recursive_read_only: bool,
+    /// `loop`: the source is an image, to be attached to a loop device.
+    pub loop_device: bool,
+    /// `direct-io`, where there is a loop device: past the page cache.
+    pub direct_io: bool,
+    /// `uidmap=` and `gidmap=`: who owns what is seen through the mount.
+    pub id_map: Option<IdMap>,
     /// What is left for the filesystem, joined by commas.
     pub data: String,
+}
+
+/// How the owners on a filesystem are shown through an idmapped mount, see mount_setattr(2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMap {
+    /// For users.
+    pub uids: Vec<IdRange>,
+    /// For groups.
+    pub gids: Vec<IdRange>,
+}
+
+/// A range of user or group ids: `first` on the filesystem is shown as `shown`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// The first id on the filesystem, which is that inside of the container's user namespace.
+    pub first: u32,
+    /// The first id on the host.
+    pub shown: u32,
+    /// How many, at least 1.
+    pub count: u32,
+}
+
+impl std::fmt::Display for IdRange {
+    /// As in `/proc/PID/uid_map`, see user_namespaces(7).
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.first, self.shown, self.count)
+    }
 }
 
 /// An option that is not performed, and why.
@@ -35,19 +70,71 @@ enum Effect {
 /// # Errors
 /// The first option that would have to be performed by the shim and is not.
 pub fn parse(options: &[String]) -> Result<MountOptions, OptionRefused> {
-    let mut parsed = MountOptions { flags: MsFlags::empty(), propagation: MsFlags::empty(), data: String::new() };
+    let mut parsed = MountOptions {
+        flags: MsFlags::empty(),
+        propagation: MsFlags::empty(),
+        recursive_read_only: false,
+        loop_device: options.iter().any(|option| option == "loop"),
+        direct_io: false,
+        id_map: None,
+        data: String::new(),
+    };
+    let (mut uids, mut gids) = (None, None);
     for option in options {
+        let refused = |reason| OptionRefused { option: option.clone(), reason };
         if let Some(reason) = refusal(option) {
-            return Err(OptionRefused { option: option.clone(), reason });
+            return Err(refused(reason));
         }
-        match effect(option) {
-            Some(Effect::Set(flags)) => parsed.flags |= flags,
-            Some(Effect::Clear(flags)) => parsed.flags &= !flags,
-            Some(Effect::Propagate(flags)) => parsed.propagation |= flags,
-            None => append(&mut parsed.data, option),
+        if let Some(ranges) = option.strip_prefix("uidmap=") {
+            uids = Some((option, id_ranges(ranges).map_err(refused)?));
+            continue;
+        }
+        if let Some(ranges) = option.strip_prefix("gidmap=") {
+            gids = Some((option, id_ranges(ranges).map_err(refused)?));
+            continue;
+        }
+        match (option.as_str(), effect(option)) {
+            ("loop", _) => {}
+            // A filesystem may have an option of that name.
+            ("direct-io", _) if parsed.loop_device => parsed.direct_io = true,
+            ("rro", _) => parsed.recursive_read_only = true,
+            (_, Some(Effect::Set(flags))) => parsed.flags |= flags,
+            (_, Some(Effect::Clear(flags))) => parsed.flags &= !flags,
+            (_, Some(Effect::Propagate(flags))) => parsed.propagation |= flags,
+            (_, None) => append(&mut parsed.data, option),
         }
     }
+    parsed.id_map = match (uids, gids) {
+        (Some((_, uids)), Some((_, gids))) => Some(IdMap { uids, gids }),
+        (None, None) => None,
+        (Some((option, _)), None) => return Err(lonely(option, "there is no gidmap, and both are needed")),
+        (None, Some((option, _))) => return Err(lonely(option, "there is no uidmap, and both are needed")),
+    };
     Ok(parsed)
+}
+
+fn lonely(option: &str, reason: &'static str) -> OptionRefused {
+    OptionRefused { option: option.to_owned(), reason }
+}
+
+/// `FIRST:SHOWN:COUNT`, and more of these after commas.
+fn id_ranges(text: &str) -> Result<Vec<IdRange>, &'static str> {
+    text.split(',').map(id_range).collect()
+}
+
+fn id_range(text: &str) -> Result<IdRange, &'static str> {
+    const FORM: &str = "a range of ids has the form FIRST:SHOWN:COUNT";
+    let mut numbers = text.split(':').map(|number| number.parse::<u32>().map_err(|_| FORM));
+    let mut next = || numbers.next().unwrap_or(Err(FORM));
+    let range = IdRange { first: next()?, shown: next()?, count: next()? };
+    if numbers.next().is_some() {
+        return Err(FORM);
+    }
+    let ends = [range.first, range.shown].map(|first| first.checked_add(range.count));
+    if range.count == 0 || ends.contains(&None) {
+        return Err("a range of ids is empty or ends after the last id");
+    }
+    Ok(range)
 }
 
 fn append(data: &mut String, option: &str) {
@@ -59,13 +146,10 @@ fn append(data: &mut String, option: &str) {
 
 /// Why an option cannot be passed on: the kernel or a filesystem would ignore it or misread it.
 fn refusal(option: &str) -> Option<&'static str> {
-    let name = option.split('=').next().unwrap_or(option);
-    match name {
-        "loop" => Some("loop devices are not set up here"),
-        "uidmap" | "gidmap" => Some("idmapped mounts are not set up here"),
-        _ if name.starts_with("X-containerd.") => Some("it belongs to the daemon's mount manager"),
-        _ => None,
+    if option.starts_with("X-containerd.") {
+        return Some("it belongs to the daemon's mount manager");
     }
+    option.starts_with("loop=").then_some("which loop device is used cannot be chosen, only `loop` without a value")
 }
 
 fn effect(option: &str) -> Option<Effect> {
@@ -136,6 +220,28 @@ pub fn compact_overlay(data: &str) -> Option<CompactOverlay> {
     Some(CompactOverlay { directory: unescape(parent), data: options.collect::<Vec<_>>().join(",") })
 }
 
+/// Rewrites every lower directory in overlay data, in their order; `to` gets the plain path, and what it gives must need
+/// no escapes. Data-only layers are lower directories too.
+///
+/// # Errors
+/// Those of `to`.
+pub fn map_layers<E>(data: &str, mut to: impl FnMut(&str) -> Result<String, E>) -> Result<String, E> {
+    let mut options = Vec::new();
+    for option in data.split(',') {
+        options.push(match option.split_once('=') {
+            Some(("lowerdir", layers)) => {
+                // An empty one is what stands between two colons, before a data-only layer.
+                let one = |layer: &str| if layer.is_empty() { Ok(String::new()) } else { to(&unescape(layer)) };
+                let layers: Result<Vec<_>, _> = split_layers(layers).into_iter().map(one).collect();
+                format!("lowerdir={}", layers?.join(":"))
+            }
+            Some((key @ ("lowerdir+" | "datadir+"), layer)) => format!("{key}={}", to(layer)?),
+            _ => option.to_owned(),
+        });
+    }
+    Ok(options.join(","))
+}
+
 /// Splits at colons, but not at `\:`, which stands for a colon in a directory's name.
 fn split_layers(lower: &str) -> Vec<&str> {
     let mut layers = Vec::new();
@@ -202,10 +308,52 @@ mod tests {
 
     #[test]
     fn what_is_not_performed_is_refused_by_name() {
-        for option in ["loop", "loop=/dev/loop3", "uidmap=0:1000:1", "gidmap=0:1:1", "X-containerd.mkdir.path=/x"] {
+        let bad = [
+            "loop=/dev/loop3",
+            "X-containerd.mkdir.path=/x",
+            "uidmap=0:1000:1",
+            "gidmap=0:1000:1",
+            "uidmap=0:1000",
+            "uidmap=0:1000:1:1",
+            "uidmap=0:1000:0",
+            "gidmap=-1:0:1",
+            "gidmap=0:4294967295:1",
+            "gidmap=",
+        ];
+        for option in bad {
             let refused = parse(&options(&format!("ro {option}"))).unwrap_err();
             assert_eq!(refused.option, option);
         }
+    }
+
+    #[test]
+    fn a_loop_device_has_sub_options_of_its_own() {
+        let got = parse(&options("direct-io ro loop errors=continue")).unwrap();
+        assert!(got.loop_device && got.direct_io);
+        assert_eq!((got.flags, got.data.as_str()), (MsFlags::MS_RDONLY, "errors=continue"));
+        let got = parse(&options("direct-io")).unwrap();
+        assert_eq!((got.loop_device, got.direct_io, got.data.as_str()), (false, false, "direct-io"));
+    }
+
+    #[test]
+    fn ids_are_mapped_in_any_number_of_ranges() {
+        let got = parse(&options("uidmap=0:1000:10,10:70000:65526 lowerdir=/a gidmap=0:2000:65536")).unwrap();
+        let map = got.id_map.unwrap();
+        let lines: Vec<String> = map.uids.iter().chain(&map.gids).map(ToString::to_string).collect();
+        assert_eq!(lines, ["0 1000 10", "10 70000 65526", "0 2000 65536"]);
+        assert_eq!(got.data, "lowerdir=/a");
+    }
+
+    #[test]
+    fn every_kind_of_lower_directory_can_be_rewritten() {
+        let mut seen = Vec::new();
+        let data = r"index=off,lowerdir=/a\:b:/c::/d,upperdir=/u:/v,lowerdir+=/e,datadir+=/f";
+        let got = map_layers(data, |path| {
+            seen.push(path.to_owned());
+            Ok::<_, ()>(seen.len().to_string())
+        });
+        assert_eq!(seen, ["/a:b", "/c", "/d", "/e", "/f"]);
+        assert_eq!(got.unwrap(), "index=off,lowerdir=1:2::3,upperdir=/u:/v,lowerdir+=4,datadir+=5");
     }
 
     #[test]

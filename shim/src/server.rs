@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{Backlog, getsockopt, listen, sockopt::PeerCredentials};
 use nix::unistd::{getegid, geteuid};
 use protobuf::Message;
 use serde::{Deserialize, Serialize};
@@ -315,5 +315,7 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
 pub(crate) fn listener(fd: OwnedFd) -> io::Result<Rc<AsyncFd<UnixListener>>> {
     let listener = UnixListener::from(fd);
     listener.set_nonblocking(true)?;
+    // Once more: from now on clients see this process as their peer, and no longer `start`, which called it first.
+    listen(&listener, Backlog::MAXCONN)?;
     Ok(Rc::new(ready::register(listener, Interest::READABLE)?))
 }

@@ -10,10 +10,14 @@ use protobuf::{EnumOrUnknown, Message, MessageField};
 use serde::{Deserialize, Serialize};
 use ttrpc::proto::{Code, Response, Status};
 
+use crate::driver::chain;
+use crate::io::spill::policy::OutputSettings;
 use crate::io::stdio::Addresses;
 use crate::lifecycle::{
     Event, Exit, FailureKind, KnownProcess, ProcessId, ProcessView, Refusal, Status as ProcessStatus, TaskId, Verb,
 };
+use crate::oci::resources;
+use crate::options::{CheckpointOptions, Options, checkpoint_from_any};
 use crate::sys::mount::MountEntry;
 
 /// An RPC error: a code and one line for people.
@@ -27,6 +31,8 @@ pub(crate) enum Decoded {
     Task { task: TaskId, process: ProcessId, verb: Verb, body: Body },
     /// `Control.Info`.
     Info,
+    /// `Control.Output`, of one task or of all.
+    Output { task: Option<TaskId>, measure: bool },
 }
 
 /// What comes with a request and is used when the work begins.
@@ -41,7 +47,17 @@ pub(crate) enum Body {
         spec: Vec<u8>,
     },
     /// `LinuxResources` as JSON.
-    Update(Vec<u8>),
+    Update {
+        /// JSON.
+        resources: Vec<u8>,
+        /// Fields of it that are not known here.
+        unknown: Vec<String>,
+    },
+    Checkpoint {
+        /// The directory to write to.
+        image: PathBuf,
+        options: CheckpointOptions,
+    },
     Attach {
         stdout: Option<PathBuf>,
         stderr: Option<PathBuf>,
@@ -53,8 +69,19 @@ pub(crate) struct CreateBody {
     pub(crate) bundle: PathBuf,
     pub(crate) mounts: Vec<MountEntry>,
     pub(crate) addresses: Addresses,
+    /// The directory of the checkpoint to restore; empty: none.
     pub(crate) checkpoint: String,
+    /// As sent.
     pub(crate) options: Option<(String, Vec<u8>)>,
+    /// Once it is admitted. Read once: a file may say something else the next time, or nothing.
+    pub(crate) chosen: Option<Box<Chosen>>,
+}
+
+/// What options, annotations and settings come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Chosen {
+    pub(crate) options: Options,
+    pub(crate) output: OutputSettings,
 }
 
 type Decode = fn(&[u8]) -> Result<Decoded, RpcError>;
@@ -68,7 +95,7 @@ pub(crate) const TASK_METHODS: [(&str, Decode); 17] = [
     ("Pids", |p| decode(p, |r: api::PidsRequest| Ok(plain(r.id, "", Verb::Pids)))),
     ("Pause", |p| decode(p, |r: api::PauseRequest| Ok(plain(r.id, "", Verb::Pause)))),
     ("Resume", |p| decode(p, |r: api::ResumeRequest| Ok(plain(r.id, "", Verb::Resume)))),
-    ("Checkpoint", |p| decode(p, |r: api::CheckpointTaskRequest| Ok(plain(r.id, "", Verb::Checkpoint)))),
+    ("Checkpoint", decode_checkpoint),
     ("Kill", |p| {
         decode(p, |r: api::KillRequest| {
             Ok(plain(r.id, &r.exec_id, Verb::Kill { signal: check_signal(r.signal)?, all: r.all }))
@@ -84,9 +111,10 @@ pub(crate) const TASK_METHODS: [(&str, Decode); 17] = [
     ("CloseIO", |p| decode(p, |r: api::CloseIORequest| Ok(plain(r.id, &r.exec_id, Verb::CloseStdin)))),
     ("Update", |p| {
         decode(p, |r: api::UpdateTaskRequest| {
-            let resources = r.resources.into_option().map(|any| any.value).unwrap_or_default();
-            check_json_object("the resources", &resources)?;
-            Ok(with_body(r.id, "", Verb::Update, Body::Update(resources)))
+            let resources = r.resources.unwrap_or_default();
+            let unknown =
+                resources::check(&resources.type_url, &resources.value).map_err(|e| invalid(e.to_string()))?;
+            Ok(with_body(r.id, "", Verb::Update, Body::Update { resources: resources.value, unknown }))
         })
     }),
     ("Wait", |p| decode(p, |r: api::WaitRequest| Ok(plain(r.id, &r.exec_id, Verb::Wait)))),
@@ -95,8 +123,14 @@ pub(crate) const TASK_METHODS: [(&str, Decode); 17] = [
     ("Shutdown", |p| decode(p, |r: api::ShutdownRequest| Ok(plain(r.id, "", Verb::Shutdown)))),
 ];
 
-const CONTROL_METHODS: [(&str, Decode); 3] = [
+const CONTROL_METHODS: [(&str, Decode); 4] = [
     ("Info", |p| decode(p, |_: control::InfoRequest| Ok(Decoded::Info))),
+    ("Output", |p| {
+        decode(p, |r: control::OutputRequest| {
+            let task = (!r.id.is_empty()).then_some(TaskId(r.id));
+            Ok(Decoded::Output { task, measure: r.measure })
+        })
+    }),
     ("Attach", |p| {
         decode(p, |r: control::AttachRequest| {
             let [stdout, stderr] = [r.stdout, r.stderr].map(|path| (!path.is_empty()).then(|| PathBuf::from(path)));
@@ -149,6 +183,10 @@ fn check_json_object(what: &str, json: &[u8]) -> Result<serde_json::Map<String, 
     serde_json::from_slice(json).map_err(|e| invalid(format!("{what} are not a JSON object: {e}")))
 }
 
+fn check_absolute(what: &str, path: &str) -> Result<(), RpcError> {
+    if path.starts_with('/') { Ok(()) } else { Err(invalid(format!("{what} {path:?} is not an absolute path"))) }
+}
+
 fn check_id(what: &str, id: &str) -> Result<(), RpcError> {
     crate::cli::validate_id(id).map_err(|e| invalid(format!("illegal {what} {id:?}: {e}")))
 }
@@ -156,8 +194,9 @@ fn check_id(what: &str, id: &str) -> Result<(), RpcError> {
 fn decode_create(payload: &[u8]) -> Result<Decoded, RpcError> {
     decode(payload, |r: api::CreateTaskRequest| {
         check_id("task id", &r.id)?;
-        if !r.bundle.starts_with('/') {
-            return Err(invalid(format!("the bundle {:?} is not an absolute path", r.bundle)));
+        check_absolute("the bundle", &r.bundle)?;
+        if !r.checkpoint.is_empty() {
+            check_absolute("the checkpoint", &r.checkpoint)?;
         }
         let mounts = r.rootfs.into_iter().map(|m| MountEntry {
             kind: m.type_,
@@ -171,9 +210,24 @@ fn decode_create(payload: &[u8]) -> Result<Decoded, RpcError> {
             addresses: addresses(r.terminal, r.stdin, r.stdout, r.stderr)?,
             checkpoint: r.checkpoint,
             options: r.options.into_option().map(|any| (any.type_url, any.value)),
+            chosen: None,
         };
         // Whether pids are shared is in the bundle; the driver reads it.
-        Ok(with_body(r.id, "", Verb::Create { shared_pids: false }, Body::Create(body)))
+        let from_checkpoint = !body.checkpoint.is_empty();
+        Ok(with_body(r.id, "", Verb::Create { shared_pids: false, from_checkpoint }, Body::Create(body)))
+    })
+}
+
+fn decode_checkpoint(payload: &[u8]) -> Result<Decoded, RpcError> {
+    decode(payload, |r: api::CheckpointTaskRequest| {
+        check_absolute("the checkpoint", &r.path)?;
+        let (type_url, value) = r.options.into_option().map(|any| (any.type_url, any.value)).unwrap_or_default();
+        let options = checkpoint_from_any(&type_url, &value).map_err(|e| invalid(chain(&e)))?;
+        if !options.work_path.is_empty() {
+            check_absolute("criu's working directory", &options.work_path)?;
+        }
+        let body = Body::Checkpoint { image: r.path.into(), options };
+        Ok(with_body(r.id, "", Verb::Checkpoint, body))
     })
 }
 
@@ -191,9 +245,8 @@ fn decode_exec(payload: &[u8]) -> Result<Decoded, RpcError> {
 
 fn addresses(terminal: bool, stdin: String, stdout: String, stderr: String) -> Result<Addresses, RpcError> {
     let addresses = Addresses { terminal, stdin, stdout, stderr };
-    let understood = addresses.input().map(drop).and(addresses.output().map(drop)).and(addresses.errors().map(drop));
-    understood.map_err(|e| match e {
-        crate::io::stdio::AddressError::Scheme { .. } => (Code::UNIMPLEMENTED, e.to_string()),
+    addresses.logger().map_err(|e| match e {
+        crate::io::stdio::AddressError::Streaming { .. } => (Code::UNIMPLEMENTED, e.to_string()),
         _ => invalid(e.to_string()),
     })?;
     Ok(addresses)
@@ -328,6 +381,8 @@ pub(crate) struct EventFacts<'a> {
     pub(crate) bundle: &'a str,
     pub(crate) mounts: &'a [MountEntry],
     pub(crate) addresses: &'a Addresses,
+    /// The directory of the checkpoint that was written or is to be restored.
+    pub(crate) checkpoint: &'a str,
 }
 
 /// The topic, the type and the bytes of an event (contract 4.1).
@@ -355,6 +410,7 @@ pub(crate) fn event(task: &TaskId, event: &Event, facts: &EventFacts<'_>) -> (&'
                 bundle: facts.bundle.to_owned(),
                 rootfs: rootfs.collect(),
                 io: MessageField::some(io),
+                checkpoint: facts.checkpoint.to_owned(),
                 pid: *pid,
                 ..Default::default()
             };
@@ -407,6 +463,15 @@ pub(crate) fn event(task: &TaskId, event: &Event, facts: &EventFacts<'_>) -> (&'
             let message = events::task::TaskResumed { container_id, ..Default::default() };
             ("/tasks/resumed", "containerd.events.TaskResumed", bytes(&message))
         }
+        Event::OutOfMemory => {
+            let message = events::task::TaskOOM { container_id, ..Default::default() };
+            ("/tasks/oom", "containerd.events.TaskOOM", bytes(&message))
+        }
+        Event::Checkpointed(_) => {
+            let checkpoint = facts.checkpoint.to_owned();
+            let message = events::task::TaskCheckpointed { container_id, checkpoint, ..Default::default() };
+            ("/tasks/checkpointed", "containerd.events.TaskCheckpointed", bytes(&message))
+        }
     }
 }
 
@@ -417,7 +482,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::lifecycle::{ExecId, ExitStatus, Failure};
+    use crate::lifecycle::{Asker, ExecId, ExitStatus, Failure};
 
     fn task() -> TaskId {
         TaskId("c".to_owned())
@@ -434,7 +499,7 @@ mod tests {
     fn decode_task(method: &str, message: &impl Message) -> Result<(TaskId, ProcessId, Verb, Body), RpcError> {
         match decode_request(service::TASK_V3, method, &bytes(message))? {
             Decoded::Task { task, process, verb, body } => Ok((task, process, verb, body)),
-            Decoded::Info => panic!("{method} is no request for information about the shim"),
+            other => panic!("{method} is no request about a task: {other:?}"),
         }
     }
 
@@ -534,6 +599,47 @@ mod tests {
     }
 
     #[test]
+    fn a_create_from_a_checkpoint_says_so() {
+        let with = |checkpoint: &str| api::CreateTaskRequest { checkpoint: checkpoint.into(), ..create() };
+        let (_, _, verb, body) = decode_task("Create", &with("/cp")).unwrap();
+        assert_eq!(verb, Verb::Create { shared_pids: false, from_checkpoint: true });
+        let Body::Create(body) = body else { panic!("{body:?}") };
+        assert_eq!(body.checkpoint, "/cp");
+        assert_eq!(code("Create", &with("cp")), Code::INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn a_checkpoint_brings_its_options_along() {
+        let request = |path: &str, options: Option<Any>| api::CheckpointTaskRequest {
+            id: "c".into(),
+            path: path.into(),
+            options: options.into(),
+            ..Default::default()
+        };
+        let any = |type_url: &str, value: &[u8]| {
+            Some(Any { type_url: type_url.into(), value: value.to_vec(), ..Default::default() })
+        };
+        let (id, process, verb, body) = decode_task("Checkpoint", &request("/cp", None)).unwrap();
+        assert_eq!((id, process, verb), (task(), ProcessId::Init, Verb::Checkpoint));
+        assert_eq!(body, Body::Checkpoint { image: "/cp".into(), options: CheckpointOptions::default() });
+        let runc = "containerd.runc.v1.CheckpointOptions";
+        let (.., body) = decode_task("Checkpoint", &request("/cp", any(runc, b"\x08\x01"))).unwrap();
+        let Body::Checkpoint { options, .. } = body else { panic!("{body:?}") };
+        assert!(options.exit);
+        for (request, named) in [
+            (request("cp", None), "the checkpoint \"cp\""),
+            (request("", None), "the checkpoint \"\""),
+            (request("/cp", any(runc, b"\x08")), runc),
+            (request("/cp", any("other", b"\x08\x01")), "other"),
+            (request("/cp", any(runc, b"\x4a\x01w")), "working directory \"w\""),
+        ] {
+            let (code, text) = decode_task("Checkpoint", &request).unwrap_err();
+            assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+            assert!(text.contains(named), "{text}");
+        }
+    }
+
+    #[test]
     fn ids_that_could_leave_their_directory_are_refused() {
         for id in ["", ".", "..", "../x", "a/b", "-a", "a..b", "a\0", "ä", &"a".repeat(200)] {
             let request = api::CreateTaskRequest { id: id.into(), ..create() };
@@ -544,10 +650,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_a_later_version_is_unimplemented_and_a_wrong_one_invalid() {
+    fn an_address_for_streaming_is_unimplemented_and_a_wrong_one_invalid() {
         let with = |stdout: &str| api::CreateTaskRequest { stdout: stdout.into(), ..create() };
-        assert_eq!(code("Create", &with("binary:///logger")), Code::UNIMPLEMENTED);
-        assert_eq!(code("Create", &with("relative/path")), Code::INVALID_ARGUMENT);
+        assert_eq!(code("Create", &with("ttrpc+unix:///s?streaming_id=c-stdout")), Code::UNIMPLEMENTED);
+        for bad in ["relative/path", "gopher:///x", "binary://relative", "binary:///%zz"] {
+            assert_eq!(code("Create", &with(bad)), Code::INVALID_ARGUMENT, "{bad}");
+        }
     }
 
     fn exec_request(exec_id: &str, spec: &[u8]) -> api::ExecProcessRequest {
@@ -643,7 +751,13 @@ mod tests {
     #[test]
     fn a_state_is_that_of_the_process_that_was_asked_for() {
         let addresses = Addresses { terminal: true, stdout: "/o".into(), ..Default::default() };
-        let view = ProcessView { process: exec(), pid: 5, status: ProcessStatus::Stopped, exit: Some(ended()) };
+        let view = ProcessView {
+            process: exec(),
+            pid: 5,
+            status: ProcessStatus::Stopped,
+            exit: Some(ended()),
+            oom_killed: false,
+        };
         let reply = api::StateResponse::parse_from_bytes(&state(&task(), &view, "/b", &addresses)).unwrap();
         assert_eq!((reply.id.as_str(), reply.bundle.as_str(), reply.pid), ("e", "/b", 5));
         assert_eq!((reply.stdout.as_str(), reply.terminal, reply.exit_status), ("/o", true, 137));
@@ -654,7 +768,7 @@ mod tests {
             (ProcessStatus::Paused, api::Status::PAUSED),
             (ProcessStatus::Stopped, api::Status::STOPPED),
         ] {
-            let view = ProcessView { process: ProcessId::Init, pid: 5, status: ours, exit: None };
+            let view = ProcessView { process: ProcessId::Init, pid: 5, status: ours, exit: None, oom_killed: false };
             let reply = api::StateResponse::parse_from_bytes(&state(&task(), &view, "/b", &addresses)).unwrap();
             assert_eq!((reply.id.as_str(), reply.status.enum_value()), ("c", Ok(theirs)));
             assert_eq!((reply.exit_status, reply.exited_at.is_none()), (0, true));
@@ -674,7 +788,7 @@ mod tests {
 
     fn told<M: protobuf::MessageFull>(what: &Event, topic: &str) -> M {
         let addresses = Addresses { stdout: "/o".into(), ..Default::default() };
-        let facts = EventFacts { bundle: "/b", mounts: &[], addresses: &addresses };
+        let facts = EventFacts { bundle: "/b", mounts: &[], addresses: &addresses, checkpoint: "/cp" };
         let (told_topic, type_url, value) = event(&task(), what, &facts);
         assert_eq!((told_topic, type_url), (topic, M::descriptor().full_name()), "{what:?}");
         M::parse_from_bytes(&value).unwrap()
@@ -703,6 +817,11 @@ mod tests {
         assert_eq!((deleted.pid, deleted.exit_status, deleted.id.as_str()), (5, 137, ""));
         let paused: messages::TaskPaused = told(&Event::Paused, "/tasks/paused");
         let resumed: messages::TaskResumed = told(&Event::Resumed, "/tasks/resumed");
+        let oom: messages::TaskOOM = told(&Event::OutOfMemory, "/tasks/oom");
         assert_eq!((paused.container_id.as_str(), resumed.container_id.as_str()), ("c", "c"));
+        assert_eq!(oom.container_id, "c");
+        let nobody = Asker { connection: 1, stream: 1 };
+        let written: messages::TaskCheckpointed = told(&Event::Checkpointed(nobody), "/tasks/checkpointed");
+        assert_eq!((written.container_id.as_str(), written.checkpoint.as_str()), ("c", "/cp"));
     }
 }

@@ -1,24 +1,37 @@
-//! RPC for the command line: requests are checked and turned into questions, answers into messages. No decisions.
+//! RPC for the command line: requests are checked and turned into questions, answers into messages. No decisions. Those
+//! that only look are in [`looks`].
+
+mod looks;
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use holdfast_proto::record::{self, Record};
-use holdfast_proto::supervisor as pb;
 use holdfast_proto::supervisor_ttrpc::Supervisor;
-use tokio::sync::{broadcast::error::RecvError, mpsc, oneshot};
+use holdfast_proto::{regular, supervisor as pb};
+use tokio::sync::{broadcast::error::RecvError, mpsc, oneshot, watch};
 use ttrpc::Code;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 use crate::client::now_unix_ns;
-use crate::config::Settings;
-use crate::container::{Config, Container, SCHEMA, State};
-use crate::events::EventLog;
+use crate::config::{Reloaded, Settings};
+use crate::container::{Config, Container, Next, SCHEMA, State};
+use crate::events::{EventLog, Since};
+use crate::health::Health;
+use crate::log_policy::Driver;
+use crate::output;
+use crate::paths::Paths;
 use crate::policy::RestartPolicy;
-use crate::registry::{Answer, Ask, Call, Ended, ExecSpec, Limits, Refusal, Snapshot};
+use crate::registry::{
+    Answer, Ask, Call, Ended, ExecSpec, ExecView, How, Limits, LogChange, Onlooker, Refusal, Snapshot, Stopped,
+};
 use crate::report::RestoreReport;
 use crate::{chain, names, scan, spec, store, sys};
+
+/// What is said to those who ask while the supervisor ends: its successor has an answer.
+pub const LEAVING: &str = "holdfastd is leaving";
 
 /// A question on its way to the daemon's loop.
 pub struct Question {
@@ -28,24 +41,50 @@ pub struct Question {
     pub reply: oneshot::Sender<Result<Answer, Refusal>>,
 }
 
-/// The service.
+/// A request to read the settings again.
+pub struct Reload {
+    /// Where it is told what came of it.
+    pub reply: oneshot::Sender<Result<Reloaded, Refusal>>,
+}
+
+/// The service. Clones share everything.
+#[derive(Clone)]
 pub struct Api {
-    settings: Settings,
+    paths: Paths,
+    settings: watch::Receiver<Arc<Settings>>,
     questions: mpsc::UnboundedSender<Question>,
+    reloads: mpsc::UnboundedSender<Reload>,
     events: EventLog,
+    health: Health,
     started_at_unix_ns: i64,
 }
 
 type Reply<T> = ttrpc::Result<T>;
 
 impl Api {
-    /// A service that asks by `questions`.
-    pub fn new(settings: &Settings, questions: mpsc::UnboundedSender<Question>, events: EventLog) -> Self {
-        Self { settings: settings.clone(), questions, events, started_at_unix_ns: now_unix_ns() }
+    /// A service that asks by `questions` and `reloads`.
+    pub fn new(
+        settings: watch::Receiver<Arc<Settings>>,
+        questions: mpsc::UnboundedSender<Question>,
+        reloads: mpsc::UnboundedSender<Reload>,
+        events: EventLog,
+    ) -> Self {
+        let paths = settings.borrow().paths.clone();
+        let (health, started_at_unix_ns) = (Health::default(), now_unix_ns());
+        Self { paths, settings, questions, reloads, events, health, started_at_unix_ns }
+    }
+
+    /// Which shims do not answer.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// As they are now.
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
     }
 
     async fn ask(&self, ask: Ask) -> Result<Answer, Refusal> {
-        let gone = || Refusal::Unavailable("holdfastd is leaving".to_owned());
         let (reply, answer) = oneshot::channel();
         self.questions.send(Question { ask, reply }).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -88,8 +127,8 @@ impl Api {
             remove: request.remove,
             stop_signal: signal_number(&request.stop_signal, nix::libc::SIGTERM)?,
             stop_timeout: if request.stop_timeout == 0 { 10 } else { request.stop_timeout },
-            log_max_size: self.settings.log_max_size,
-            log_max_file: self.settings.log_max_file,
+            log: self.settings().log.with(&request.log_driver, &request.log_options).map_err(|e| invalid(&e))?,
+            log_earlier: Vec::new(),
             labels: request.labels.into_iter().collect(),
         };
         let created_at_unix_ns = now_unix_ns();
@@ -98,9 +137,42 @@ impl Api {
     }
 
     /// Other managers' containers, read when asked for: they come and go without our knowing.
-    fn foreign(&self) -> Vec<pb::Container> {
+    fn foreign(&self) -> Vec<Record> {
         let boot_id = sys::proc::boot_id().unwrap_or_default();
-        scan::scan(&self.settings.paths, &boot_id).foreign.iter().map(foreign).collect()
+        scan::scan(&self.paths, &boot_id).foreign
+    }
+
+    /// The one container of another manager with this id, or with an id that begins like that.
+    fn foreign_named(&self, name: &str) -> Result<Record, Refusal> {
+        let mut found = self.foreign();
+        if let Some(exact) = found.iter().position(|record| record.id == name) {
+            let same = found.iter().filter(|record| record.id == name).count();
+            return if same == 1 { Ok(found.swap_remove(exact)) } else { Err(ambiguous(name)) };
+        }
+        found.retain(|record| !name.is_empty() && record.id.starts_with(name));
+        match (found.pop(), found.is_empty()) {
+            (Some(record), true) => Ok(record),
+            (Some(_), false) => Err(ambiguous(name)),
+            (None, _) => Err(Refusal::NotFound(format!("there is no container {name:?}"))),
+        }
+    }
+
+    async fn inspect_foreign(&self, record: &Record) -> pb::InspectResponse {
+        let init = record.init();
+        // Of a bundle that is gone by now there is none to show.
+        let spec_json = regular::read_to_string(&record.bundle.join("config.json")).unwrap_or_default();
+        let (output, output_unknown) = output::told(output::ask(&record.shim.address, &record.id, false).await);
+        pb::InspectResponse {
+            stdin: init.map(|p| p.stdin.clone()).unwrap_or_default(),
+            terminal: init.is_some_and(|p| p.terminal),
+            bundle: record.bundle.display().to_string(),
+            shim_address: record.shim.address.clone(),
+            spec_json,
+            output,
+            output_unknown,
+            container: protobuf::MessageField::some(self.foreign_message(record)),
+            ..Default::default()
+        }
     }
 }
 
@@ -116,29 +188,7 @@ impl Supervisor for Api {
     }
 
     async fn info(&self, _: &TtrpcContext, _: pb::InfoRequest) -> Reply<pb::InfoResponse> {
-        let report = match self.ask(Ask::Report).await.map_err(status)? {
-            Answer::Report(report) => *report,
-            other => return Err(unexpected(&other)),
-        };
-        let list = match self.ask(Ask::List { all: true }).await.map_err(status)? {
-            Answer::List(list) => list,
-            other => return Err(unexpected(&other)),
-        };
-        let text = |path: &Path| path.display().to_string();
-        Ok(pb::InfoResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            started_at_unix_ns: self.started_at_unix_ns,
-            run_dir: text(&self.settings.paths.run),
-            state_dir: text(&self.settings.paths.state),
-            socket: text(&self.settings.socket),
-            shim: self.settings.find_shim().as_deref().map(text).unwrap_or_default(),
-            runtime: self.settings.runtime.as_deref().map(text).unwrap_or_default(),
-            running: u32::try_from(list.iter().filter(|s| s.pid != 0).count()).unwrap_or(u32::MAX),
-            total: u32::try_from(list.len()).unwrap_or(u32::MAX),
-            restore: protobuf::MessageField::some(restore_report(&report)),
-            ..Default::default()
-        })
+        self.information().await.map_err(status)
     }
 
     async fn create(&self, _: &TtrpcContext, request: pb::CreateRequest) -> Reply<pb::CreateResponse> {
@@ -150,7 +200,21 @@ impl Supervisor for Api {
     }
 
     async fn start(&self, _: &TtrpcContext, request: pb::StartRequest) -> Reply<pb::StartResponse> {
-        match self.ask(Ask::Start { container: request.ref_ }).await.map_err(status)? {
+        check_fifos([&request.stdout, &request.stderr]).map_err(status)?;
+        let onlooker = (!request.stdout.is_empty()).then(|| Onlooker {
+            window: window(request.columns, request.rows),
+            stdout: request.stdout,
+            stderr: request.stderr,
+        });
+        match self.ask(Ask::Start { container: request.ref_, onlooker }).await.map_err(status)? {
+            Answer::Started { pid } => Ok(pb::StartResponse { pid, ..Default::default() }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn restart(&self, _: &TtrpcContext, r: pb::RestartRequest) -> Reply<pb::StartResponse> {
+        let (container, timeout, begun_unix_ns) = (r.ref_, u32::try_from(r.timeout).ok(), r.begun_unix_ns);
+        match self.ask(Ask::Restart { container, timeout, begun_unix_ns }).await.map_err(status)? {
             Answer::Started { pid } => Ok(pb::StartResponse { pid, ..Default::default() }),
             other => Err(unexpected(&other)),
         }
@@ -162,7 +226,7 @@ impl Supervisor for Api {
         let config = snapshot.container.map(|c| c.config).unwrap_or_default();
         let call = Call::Attach { stdout: request.stdout, stderr: request.stderr };
         self.ask(Ask::Call { container: snapshot.id.clone(), call }).await.map_err(status)?;
-        let stdin = if config.stdin { self.settings.paths.stdin(&snapshot.id) } else { Default::default() };
+        let stdin = if config.stdin { self.paths.stdin(&snapshot.id) } else { Default::default() };
         Ok(pb::AttachResponse {
             id: snapshot.id,
             stdin: stdin.display().to_string(),
@@ -183,6 +247,7 @@ impl Supervisor for Api {
             env: request.env,
             cwd: request.cwd,
             user: request.user,
+            window: window(request.columns, request.rows).filter(|_| request.terminal),
             terminal: request.terminal,
             stdin: request.stdin,
             stdout: request.stdout,
@@ -221,6 +286,18 @@ impl Supervisor for Api {
         self.done(Ask::Remove { container: r.ref_, force: r.force }).await
     }
 
+    async fn pause(&self, _: &TtrpcContext, r: pb::PauseRequest) -> Reply<pb::Empty> {
+        self.done(Ask::Call { container: r.ref_, call: Call::Pause }).await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, r: pb::ResumeRequest) -> Reply<pb::Empty> {
+        self.done(Ask::Call { container: r.ref_, call: Call::Resume }).await
+    }
+
+    async fn reopen_logs(&self, _: &TtrpcContext, r: pb::ReopenLogsRequest) -> Reply<pb::Empty> {
+        self.done(Ask::Call { container: r.ref_, call: Call::ReopenLogs }).await
+    }
+
     async fn update(&self, _: &TtrpcContext, r: pb::UpdateRequest) -> Reply<pb::Empty> {
         let restart = match r.restart.as_str() {
             "" => None,
@@ -231,31 +308,57 @@ impl Supervisor for Api {
         let limits =
             r.limits.as_ref().map(spec::limits).transpose().map_err(|e| status(Refusal::Invalid(chain(&e))))?;
         let limits: Limits = limits.unwrap_or_default();
-        if limits.is_empty() && restart.is_none() {
+        let log = LogChange { driver: r.log_driver, options: r.log_options };
+        let log = Some(log).filter(|change| *change != LogChange::default());
+        if limits.is_empty() && restart.is_none() && log.is_none() {
             return Err(status(Refusal::Invalid("there is nothing to update".into())));
         }
-        self.done(Ask::Update { container: r.ref_, limits, restart }).await
+        self.done(Ask::Update { container: r.ref_, limits, restart, log }).await
+    }
+
+    async fn reload(&self, _: &TtrpcContext, _: pb::ReloadRequest) -> Reply<pb::ReloadResponse> {
+        let (reply, told) = oneshot::channel();
+        let sent = self.reloads.send(Reload { reply }).map_err(|_| gone());
+        sent.map_err(status)?;
+        Ok(reload_response(told.await.map_err(|_| status(gone()))?.map_err(status)?))
+    }
+
+    async fn stop_all(&self, _: &TtrpcContext, _: pb::StopAllRequest) -> Reply<pb::StopAllResponse> {
+        let within = self.settings().shutdown_timeout;
+        match self.ask(Ask::StopAll { within }).await.map_err(status)? {
+            Answer::Stopped(stopped) => Ok(stop_all_response(stopped)),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn list(&self, _: &TtrpcContext, r: pb::ListRequest) -> Reply<pb::ListResponse> {
-        let mut containers: Vec<pb::Container> = match self.ask(Ask::List { all: r.all }).await.map_err(status)? {
-            Answer::List(list) => list.into_iter().map(container).collect(),
-            other => return Err(unexpected(&other)),
-        };
-        if r.all_managers {
-            containers.extend(self.foreign());
-        }
+        self.health.looked_at();
+        let containers = self.listed(r.all, r.all_managers).await.map_err(status)?;
         Ok(pb::ListResponse { containers, ..Default::default() })
     }
 
     async fn inspect(&self, _: &TtrpcContext, r: pb::InspectRequest) -> Reply<pb::InspectResponse> {
-        let snapshot = self.snapshot(r.ref_).await.map_err(status)?;
-        let paths = &self.settings.paths;
+        let snapshot = match self.snapshot(r.ref_.clone()).await {
+            Err(refusal @ Refusal::NotFound(_)) => match self.foreign_named(&r.ref_) {
+                Ok(record) => return Ok(self.inspect_foreign(&record).await),
+                Err(Refusal::NotFound(_)) => return Err(status(refusal)),
+                Err(other) => return Err(status(other)),
+            },
+            snapshot => snapshot.map_err(status)?,
+        };
+        let (output, output_unknown) = match snapshot.shim_address.as_str() {
+            "" => Default::default(),
+            address => output::told(output::ask(address, &snapshot.id, false).await),
+        };
+        let paths = &self.paths;
         let spec_json = store::read_spec(paths, &snapshot.id).map_err(|e| status(Refusal::Failed(chain(&e))))?;
         let config = snapshot.container.as_ref().map(|c| c.config.clone()).unwrap_or_default();
         let stdin = if config.stdin { paths.stdin(&snapshot.id) } else { Default::default() };
         Ok(pb::InspectResponse {
-            log_path: paths.log(&snapshot.id).display().to_string(),
+            log_path: paths.log(&snapshot.id, config.log.driver).map(|p| p.display().to_string()).unwrap_or_default(),
+            log_driver: config.log.driver.to_string(),
+            log_options: config.log.options().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            earlier_logs: config.log_earlier.iter().map(|driver| earlier_log(paths, &snapshot.id, *driver)).collect(),
             stdin: stdin.display().to_string(),
             terminal: config.terminal,
             bundle: paths.bundle(&snapshot.id).display().to_string(),
@@ -264,9 +367,25 @@ impl Supervisor for Api {
             stop_signal: config.stop_signal.to_string(),
             stop_timeout: config.stop_timeout,
             remove: config.remove,
-            container: protobuf::MessageField::some(container(snapshot)),
+            output,
+            output_unknown,
+            execs: snapshot.execs.iter().map(exec_info).collect(),
+            container: protobuf::MessageField::some(self.message(snapshot)),
             ..Default::default()
         })
+    }
+
+    async fn output(&self, _: &TtrpcContext, _: pb::OutputRequest) -> Reply<pb::OutputResponse> {
+        self.outputs().await.map_err(status)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, r: pb::StatsRequest) -> Reply<pb::StatsResponse> {
+        let containers = self.used(r.refs, r.all_managers).await.map_err(status)?;
+        Ok(pb::StatsResponse { containers, ..Default::default() })
+    }
+
+    async fn processes(&self, _: &TtrpcContext, r: pb::ProcessesRequest) -> Reply<pb::ProcessesResponse> {
+        self.processes_of(r.ref_).await.map_err(status)
     }
 
     async fn events(
@@ -275,20 +394,79 @@ impl Supervisor for Api {
         request: pb::EventsRequest,
         stream: ServerStreamSender<pb::Event>,
     ) -> Reply<()> {
-        let (backlog, mut live) = self.events.subscribe(request.since_unix_ns);
-        for event in backlog {
-            stream.send(&event).await?;
-        }
+        let from = match (request.after, request.since_unix_ns) {
+            (0, 0) => Since::Now,
+            (0, since) => Since::Time(since),
+            (after, _) => Since::Number(after),
+        };
+        let (mut backlog, mut live) = self.events.subscribe(from);
+        let mut last = request.after;
         loop {
+            for event in backlog.drain(..) {
+                last = event.number;
+                stream.send(&event).await?;
+            }
             match live.recv().await {
-                Ok(event) => stream.send(&event).await?,
+                Ok(event) => {
+                    last = event.number;
+                    stream.send(&event).await?;
+                }
+                // It was too slow for what is live: what it has missed is still kept, most likely.
                 Err(RecvError::Lagged(missed)) => {
-                    tracing::warn!(missed, "a reader of events is too slow");
+                    (backlog, live) = self.events.subscribe(Since::Number(last));
+                    let missed = missed.saturating_sub(backlog.len() as u64);
+                    if missed > 0 {
+                        tracing::warn!(missed, "a reader of events is too slow");
+                    }
                 }
                 Err(RecvError::Closed) => return Ok(()),
             }
         }
     }
+}
+
+/// For questions that nobody answers any more.
+fn gone() -> Refusal {
+    Refusal::Unavailable("holdfastd is leaving".to_owned())
+}
+
+fn reload_response(told: Reloaded) -> pb::ReloadResponse {
+    let changed = told.changed.into_iter().map(|c| pb::ReloadChanged {
+        key: c.key.to_owned(),
+        from: c.from,
+        to: c.to,
+        ..Default::default()
+    });
+    let refused = told.refused.into_iter().map(|r| pb::ReloadRefused {
+        key: r.key.to_owned(),
+        stays: r.stays,
+        asked: r.asked,
+        reason: r.why,
+        ..Default::default()
+    });
+    pb::ReloadResponse {
+        changed: changed.collect(),
+        refused: refused.collect(),
+        overridden: told.overridden.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    }
+}
+
+fn stop_all_response(stopped: Vec<Stopped>) -> pb::StopAllResponse {
+    let one = |stopped: Stopped| pb::StoppedContainer {
+        id: stopped.id,
+        name: stopped.name,
+        has_ended: stopped.how != How::LeftBehind,
+        exit_status: stopped.outcome.map(|outcome| outcome.status),
+        how: stopped.how.as_str().to_owned(),
+        took_ns: u64::try_from(stopped.took.as_nanos()).unwrap_or(u64::MAX),
+        ..Default::default()
+    };
+    pb::StopAllResponse { containers: stopped.into_iter().map(one).collect(), ..Default::default() }
+}
+
+fn ambiguous(name: &str) -> Refusal {
+    Refusal::Invalid(format!("more than one container of other managers is meant by {name:?}"))
 }
 
 /// A refusal as the wire wants it; the one place that knows the codes.
@@ -330,6 +508,11 @@ pub fn signal_number(text: &str, default: i32) -> Result<i32, Refusal> {
     Err(Refusal::Invalid(format!("{text:?} is not a signal (a name as TERM, or a number from 1 to 64)")))
 }
 
+/// The size of a client's window, if it told one.
+fn window(columns: u32, rows: u32) -> Option<(u32, u32)> {
+    (columns > 0 && rows > 0).then_some((columns, rows))
+}
+
 /// Paths that a client wants opened must be FIFOs, absolute ones.
 fn check_fifos<const N: usize>(paths: [&String; N]) -> Result<(), Refusal> {
     for path in paths.into_iter().filter(|p| !p.is_empty()) {
@@ -355,6 +538,24 @@ fn wait_response(ended: Ended) -> pb::WaitResponse {
     }
 }
 
+fn earlier_log(paths: &Paths, id: &str, driver: Driver) -> pb::EarlierLog {
+    let path = paths.log(id, driver).map(|p| p.display().to_string()).unwrap_or_default();
+    pb::EarlierLog { driver: driver.to_string(), path, ..Default::default() }
+}
+
+fn exec_info(exec: &ExecView) -> pb::ExecInfo {
+    let mut message =
+        pb::ExecInfo { id: exec.id.clone(), status: "running".to_owned(), pid: exec.pid, ..Default::default() };
+    if let Some(outcome) = &exec.outcome {
+        message.status = "exited".to_owned();
+        message.exit_status = outcome.status;
+        message.exited_at_unix_ns = outcome.at_unix_ns;
+        message.oom_killed = exec.oom_killed();
+        message.reason.clone_from(&outcome.reason);
+    }
+    message
+}
+
 fn container(snapshot: Snapshot) -> pb::Container {
     let mut message = pb::Container {
         namespace: snapshot.namespace,
@@ -373,6 +574,10 @@ fn container(snapshot: Snapshot) -> pb::Container {
         message.restart = config.restart.to_string();
         message.labels = config.labels.into_iter().collect();
         message.restarts = state.restarts;
+        message.restarts_in_a_row = state.restarts_in_a_row;
+        if let Some(Next::RestartAt(at)) = state.next {
+            message.next_restart_at_unix_ns = at;
+        }
         message.started_at_unix_ns = state.started_at_unix_ns;
         if let Some(outcome) = state.outcome {
             message.exit_status = outcome.status;
@@ -380,27 +585,6 @@ fn container(snapshot: Snapshot) -> pb::Container {
         }
     }
     message
-}
-
-fn foreign(record: &Record) -> pb::Container {
-    let init = record.init();
-    let live = init.filter(|p| p.exit.is_none() && sys::proc::is_live(p.pid, p.start_time));
-    let manager = match &record.manager {
-        record::Manager::Containerd { address } => address.clone(),
-        record::Manager::Holdfastd => "holdfastd".to_owned(),
-    };
-    pb::Container {
-        namespace: record.namespace.clone(),
-        id: record.id.clone(),
-        name: record.id.clone(),
-        manager,
-        status: "foreign".to_owned(),
-        pid: live.map_or(0, |p| p.pid),
-        shim_pid: record.shim.pid,
-        started_at_unix_ns: live.map_or(0, |p| sys::proc::started_at_unix_ns(p.pid)),
-        exit_status: init.and_then(|p| p.exit).map_or(0, |e| e.status),
-        ..Default::default()
-    }
 }
 
 fn restore_report(report: &RestoreReport) -> pb::RestoreReport {

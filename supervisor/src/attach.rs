@@ -1,6 +1,7 @@
 //! Finding out about one shim that was there before: is it alive, does it answer, what does it say of its task. And
 //! watching it until its task or itself ends.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use crate::client::{CallError, ShimClient};
@@ -11,6 +12,9 @@ use crate::sys::{self, proc};
 /// How long a shim whose process lives may refuse connections before it counts as dead: it may be replacing its binary.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long a killed process may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+
 /// How often it is tried meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -19,7 +23,7 @@ pub async fn probe(id: &str, traces: &ShimTraces, deadline: Duration) -> (Probe,
     if traces.process.is_some_and(|(pid, start)| !proc::is_live(pid, start)) {
         return (Probe::Dead(live_init(traces)), None);
     }
-    match tokio::time::timeout(deadline, ask(id, traces)).await {
+    match tokio::time::timeout(deadline, ask(id, traces, deadline)).await {
         Ok(Ok((shim, task, client))) => (Probe::Answers(shim, task), Some(client)),
         Ok(Err(CallError::Broken { .. })) if traces.process.is_none() => (Probe::Dead(live_init(traces)), None),
         Ok(Err(_)) | Err(_) => match traces.process {
@@ -33,13 +37,19 @@ pub async fn probe(id: &str, traces: &ShimTraces, deadline: Duration) -> (Probe,
 async fn ask(
     id: &str,
     traces: &ShimTraces,
+    deadline: Duration,
 ) -> Result<(ShimRef, Option<crate::registry::TaskView>, ShimClient), CallError> {
-    let client = ShimClient::connect(&traces.address, id, crate::client::QUICK).await?;
-    let task = client.state().await?;
-    let (pid, _) = client.connect_task().await?;
-    let start_time = match traces.process {
-        Some((known, start)) if known == pid => start,
-        _ => proc::start_time(pid),
+    let client = ShimClient::connect(&traces.address, id, deadline).await?;
+    let task = client.state(deadline).await?;
+    // The record says who serves there, or else the shim does. One that answers needs no second question, and with many
+    // shims each question counts.
+    let process = traces.process.filter(|(pid, start)| proc::is_live(*pid, *start));
+    let (pid, start_time) = match process {
+        Some(known) => known,
+        None => {
+            let (pid, _) = client.connect_task(deadline).await?;
+            (pid, proc::start_time(pid))
+        }
     };
     Ok((ShimRef { pid, start_time, address: traces.address.clone() }, task, client))
 }
@@ -97,5 +107,13 @@ pub async fn pid_gone(pid: u32, start_time: u64) {
     // The pid may have passed to another process between the look and the opening.
     if proc::is_live(pid, start_time) {
         let _ = pidfd.readable().await; // fails only when the runtime ends
+    }
+}
+
+/// Kills a process that is named by its start time, too, and waits for its end, or for [`LAST_BREATH`] if it is stuck.
+pub async fn end(pid: u32, start_time: u64) {
+    let Ok(pidfd) = sys::pidfd_open(pid) else { return };
+    if proc::is_live(pid, start_time) && sys::pidfd_signal(pidfd.as_fd(), nix::libc::SIGKILL).is_ok() {
+        let _ = tokio::time::timeout(LAST_BREATH, pid_gone(pid, start_time)).await; // stuck in the kernel, then
     }
 }

@@ -1,6 +1,7 @@
 //! One shim's RPCs, each with a deadline. Generic over the messages, because a shim serves the same methods under
 //! several service names.
 
+use std::io;
 use std::time::Duration;
 
 use containerd_shim_protos::api;
@@ -8,7 +9,9 @@ use holdfast_proto::{control, service};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use thiserror::Error;
+use tokio::net::UnixStream;
 use ttrpc::Code;
+use ttrpc::r#async::transport::Socket;
 use ttrpc::asynchronous::Client;
 
 use crate::registry::{Refusal, RunState, TaskView};
@@ -21,6 +24,9 @@ pub const SLOW: Duration = Duration::from_secs(120);
 
 /// For Delete, which waits for the end of output.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// How long a shim whose backlog is full is left alone before it is dialled again.
+const FULL: Duration = Duration::from_millis(20);
 
 /// Why a call gave no answer.
 #[derive(Debug, Error)]
@@ -85,9 +91,20 @@ impl ShimClient {
     /// [`CallError::Silent`] or [`CallError::Broken`].
     pub async fn connect(address: &str, id: &str, within: Duration) -> Result<Self, CallError> {
         let method = "connect";
-        match tokio::time::timeout(within, Client::connect(address)).await {
-            Ok(Ok(client)) => Ok(Self { client, id: id.to_owned() }),
-            Ok(Err(source)) => Err(CallError::Broken { method, source }),
+        let path = address.strip_prefix("unix://").unwrap_or(address);
+        // Not by the client's own connect, which blocks: a shim that does not accept would stop us all once its backlog is
+        // full. Then the kernel says at once that it would have to wait, connect(2): so do we.
+        let connected = async {
+            loop {
+                match UnixStream::connect(path).await {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(FULL).await,
+                    other => return other,
+                }
+            }
+        };
+        match tokio::time::timeout(within, connected).await {
+            Ok(Ok(stream)) => Ok(Self { client: Client::new(Socket::new(stream)), id: id.to_owned() }),
+            Ok(Err(e)) => Err(CallError::Broken { method, source: ttrpc::Error::Others(e.to_string()) }),
             Err(_) => Err(CallError::Silent { method, within }),
         }
     }
@@ -140,29 +157,29 @@ impl ShimClient {
     ///
     /// # Errors
     /// See [`CallError`]; so for all the others.
-    pub async fn connect_task(&self) -> Result<(u32, u32), CallError> {
+    pub async fn connect_task(&self, within: Duration) -> Result<(u32, u32), CallError> {
         let request = api::ConnectRequest { id: self.id.clone(), ..Default::default() };
-        let answer: api::ConnectResponse = self.task("Connect", &request, QUICK).await?;
+        let answer: api::ConnectResponse = self.task("Connect", &request, within).await?;
         Ok((answer.shim_pid, answer.task_pid))
     }
 
     /// Creates the container.
-    pub async fn create(&self, request: &api::CreateTaskRequest) -> Result<u32, CallError> {
-        let answer: api::CreateTaskResponse = self.task("Create", request, SLOW).await?;
+    pub async fn create(&self, request: &api::CreateTaskRequest, within: Duration) -> Result<u32, CallError> {
+        let answer: api::CreateTaskResponse = self.task("Create", request, within).await?;
         Ok(answer.pid)
     }
 
     /// Starts the first process, or an exec.
-    pub async fn start(&self, exec_id: &str) -> Result<u32, CallError> {
+    pub async fn start(&self, exec_id: &str, within: Duration) -> Result<u32, CallError> {
         let request = api::StartRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
-        let answer: api::StartResponse = self.task("Start", &request, SLOW).await?;
+        let answer: api::StartResponse = self.task("Start", &request, within).await?;
         Ok(answer.pid)
     }
 
     /// Where the task is in its life; `None`: the shim has no such task.
-    pub async fn state(&self) -> Result<Option<TaskView>, CallError> {
+    pub async fn state(&self, within: Duration) -> Result<Option<TaskView>, CallError> {
         let request = api::StateRequest { id: self.id.clone(), ..Default::default() };
-        let answer: Result<api::StateResponse, _> = self.task("State", &request, QUICK).await;
+        let answer: Result<api::StateResponse, _> = self.task("State", &request, within).await;
         let answer = match answer {
             Err(e) if e.is_not_found() => return Ok(None),
             other => other?,
@@ -179,6 +196,7 @@ impl ShimClient {
             pid: answer.pid,
             state,
             started_at_unix_ns: crate::sys::proc::started_at_unix_ns(answer.pid),
+            reason: String::new(),
         }))
     }
 
@@ -194,6 +212,18 @@ impl ShimClient {
         let signal = signal.cast_unsigned();
         let request = api::KillRequest { id: self.id.clone(), signal, ..Default::default() };
         self.task_unit("Kill", &request, SLOW).await
+    }
+
+    /// Freezes all processes.
+    pub async fn pause(&self) -> Nothing {
+        let request = api::PauseRequest { id: self.id.clone(), ..Default::default() };
+        self.task_unit("Pause", &request, SLOW).await
+    }
+
+    /// Lets frozen processes go on.
+    pub async fn resume(&self) -> Nothing {
+        let request = api::ResumeRequest { id: self.id.clone(), ..Default::default() };
+        self.task_unit("Resume", &request, SLOW).await
     }
 
     /// Deletes the task, or an exec: its status and time of exit.
@@ -220,7 +250,8 @@ impl ShimClient {
             value: process,
             ..Default::default()
         });
-        self.task_unit("Exec", &request, QUICK).await
+        // From memory, too; but whoever asks waits for a start anyway, and one that is given up half-way is left over.
+        self.task_unit("Exec", &request, SLOW).await
     }
 
     /// Sets a terminal's window size.
@@ -248,12 +279,53 @@ impl ShimClient {
         self.task_unit("Update", &request, SLOW).await
     }
 
+    /// Has the log opened again by its path; nothing goes into the old file after that.
+    pub async fn reopen_logs(&self) -> Nothing {
+        let request = control::ReopenLogsRequest { id: self.id.clone(), ..Default::default() };
+        // It waits for what is being written, and a disk may be slow.
+        self.call::<_, control::ReopenLogsResponse>(service::CONTROL, "ReopenLogs", &request, Some(SLOW))
+            .await
+            .map(drop)
+    }
+
     /// Copies the first process's output into two FIFOs as well.
     pub async fn attach(&self, stdout: &str, stderr: &str) -> Nothing {
         let (id, stdout, stderr) = (self.id.clone(), stdout.to_owned(), stderr.to_owned());
         let request = control::AttachRequest { id, stdout, stderr, ..Default::default() };
         self.call::<_, control::AttachResponse>(service::CONTROL, "Attach", &request, Some(QUICK)).await.map(drop)
     }
+
+    /// What becomes of the container's output, or of that of all containers if this one has no id. With `measure` the
+    /// shim looks at the disk, too.
+    pub async fn output(&self, measure: bool, within: Duration) -> Result<control::OutputResponse, CallError> {
+        let request = control::OutputRequest { id: self.id.clone(), measure, ..Default::default() };
+        self.call(service::CONTROL, "Output", &request, Some(within)).await
+    }
+
+    /// What the shim is. Answered from memory.
+    pub async fn info(&self, within: Duration) -> Result<control::InfoResponse, CallError> {
+        self.call(service::CONTROL, "Info", &control::InfoRequest::new(), Some(within)).await
+    }
+
+    /// What the container uses, as the metrics of its control group.
+    pub async fn stats(&self, within: Duration) -> Result<Any, CallError> {
+        let request = api::StatsRequest { id: self.id.clone(), ..Default::default() };
+        let answer: api::StatsResponse = self.task("Stats", &request, within).await?;
+        Ok(answer.stats.unwrap_or_default())
+    }
+
+    /// The container's processes: pids, and of the first processes of execs their ids.
+    pub async fn pids(&self, within: Duration) -> Result<Vec<(u32, String)>, CallError> {
+        let request = api::PidsRequest { id: self.id.clone(), ..Default::default() };
+        let answer: api::PidsResponse = self.task("Pids", &request, within).await?;
+        Ok(answer.processes.iter().map(|process| (process.pid, exec_id(&process.info))).collect())
+    }
+}
+
+/// The exec id in a `containerd.runc.v1.ProcessDetails`: its first field, as that of `ConnectRequest` is.
+fn exec_id(details: &MessageField<Any>) -> String {
+    let details = details.as_ref().filter(|any| any.type_url.ends_with("ProcessDetails"));
+    details.and_then(|any| api::ConnectRequest::parse_from_bytes(&any.value).ok()).map(|d| d.id).unwrap_or_default()
 }
 
 /// A protobuf time in nanoseconds since the Unix epoch; now, if there is none.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::log_policy::{Driver, LogPolicy};
 use crate::policy::RestartPolicy;
 
 /// The schema that this build writes, and the newest that it reads.
@@ -11,6 +12,9 @@ pub const SCHEMA: u32 = 1;
 
 /// The exit status of a run whose true one nobody can know.
 pub const UNKNOWN_STATUS: u32 = 255;
+
+/// The reason of an exit that the kernel forced for want of memory.
+pub const OUT_OF_MEMORY: &str = "killed for want of memory";
 
 /// One container. Grows by optional fields; unknown ones are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,10 +52,12 @@ pub struct Config {
     pub stop_signal: i32,
     /// Seconds between that signal and SIGKILL.
     pub stop_timeout: u32,
-    /// Bytes after which the log is rotated.
-    pub log_max_size: u64,
-    /// How many log files are kept.
-    pub log_max_file: u32,
+    /// How its output is kept.
+    #[serde(flatten)]
+    pub log: LogPolicy,
+    /// How it was kept before, each driver once, the one that was used last at the end. What they hold is still to be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log_earlier: Vec<Driver>,
     /// The user's.
     pub labels: BTreeMap<String, String>,
 }
@@ -69,8 +75,28 @@ pub struct State {
     /// How the last run ended; `None` before the first run and while one is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
-    /// Restarts in a row.
+    /// Restarts by the policy since the last start by request.
     pub restarts: u32,
+    /// Those of them in a row, without a long run among them.
+    pub restarts_in_a_row: u32,
+    /// What the policy made of the last end. `None` while a run is under way, and for one that ended without its having a
+    /// say: by the supervisor's own end, or the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<Next>,
+    /// When somebody last sent it a signal that is meant to end it; 0 for never in this run.
+    pub kill_asked_at_unix_ns: i64,
+    /// It is being stopped in order to be started again, by request.
+    pub renewing: bool,
+}
+
+/// What comes after the end of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Next {
+    /// Nothing.
+    Rest,
+    /// The next one, at this time, in nanoseconds since the Unix epoch.
+    RestartAt(i64),
 }
 
 /// What the user last asked for.

@@ -1,7 +1,15 @@
 //! What happens, for those who want to know: shims' events come in over ttrpc in containerd's form, the supervisor's own
 //! are added, and everybody who listens gets both. The newest are kept for those who reconnect.
+//!
+//! An event stands in a file before its shim hears that it was taken, so the next supervisor knows it: `<run root>/events.log`,
+//! one JSON object a line, cut back to what is kept now and then. A shim that did not hear the answer sends it again; it is
+//! noted once.
 
 use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -9,20 +17,68 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::{api, events::task, shim_async};
+use holdfast_proto::regular;
 use holdfast_proto::supervisor::Event;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::client::{now_unix_ns, unix_ns};
 use crate::registry::{Input, Note};
+use crate::store;
 
 /// How many are kept, and how many a slow listener may lag behind.
 const KEPT: usize = 1024;
 
+/// How many lines the file has at most.
+const LINES: usize = 4 * KEPT;
+
 /// The log of events. Cheap to clone.
 #[derive(Clone)]
 pub struct EventLog {
-    kept: Arc<Mutex<VecDeque<Event>>>,
+    kept: Arc<Mutex<Kept>>,
     live: broadcast::Sender<Event>,
+}
+
+#[derive(Default)]
+struct Kept {
+    events: VecDeque<Event>,
+    /// Of the newest.
+    number: u64,
+    file: Option<LogFile>,
+}
+
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    lines: usize,
+    /// The last write failed, and that was said.
+    failing: bool,
+}
+
+/// An [`Event`] in the file.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Line {
+    number: u64,
+    time_unix_ns: i64,
+    namespace: String,
+    id: String,
+    kind: String,
+    exec_id: String,
+    pid: u32,
+    exit_status: u32,
+    detail: String,
+}
+
+/// From which event on somebody wants to hear what was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// None that was.
+    Now,
+    /// What happened after that.
+    Time(i64),
+    /// What was noted after the event with this number.
+    Number(u64),
 }
 
 impl Default for EventLog {
@@ -32,13 +88,51 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// Adds one.
-    pub fn publish(&self, event: Event) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT {
-            kept.pop_front();
+    /// Goes on with the file at `path`, or begins it. Without one, which is logged, events are only in memory.
+    pub fn open(path: &Path) -> Self {
+        let log = Self::default();
+        let text = match regular::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(e) => {
+                tracing::warn!("cannot read {}, earlier events are not known: {e}", path.display());
+                String::new()
+            }
+        };
+        let mut kept = log.lock();
+        // The last line may be torn, others are nobody's doing.
+        let events: Vec<Event> =
+            text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()).map(Event::from).collect();
+        kept.number = events.last().map_or(0, |event| event.number);
+        kept.events = events.into_iter().rev().take(KEPT).rev().collect();
+        kept.file = LogFile::rewrite(path, &kept.events)
+            .inspect_err(|e| tracing::warn!("{e}; a restart will not know of events"))
+            .ok();
+        drop(kept);
+        log
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one, unless it is the same that came before: a shim's second attempt.
+    pub fn publish(&self, mut event: Event) {
+        let mut kept = self.lock();
+        let same = |other: &Event| {
+            event.number = other.number;
+            *other == event
+        };
+        if kept.events.iter().rev().any(same) {
+            return;
         }
-        kept.push_back(event.clone());
+        kept.number += 1;
+        event.number = kept.number;
+        if kept.events.len() == KEPT {
+            kept.events.pop_front();
+        }
+        kept.events.push_back(event.clone());
+        kept.write(&event);
         let _ = self.live.send(event); // nobody may be listening
     }
 
@@ -54,15 +148,64 @@ impl EventLog {
         });
     }
 
-    /// What was after `since`, and what will be; none is missing between the two.
-    pub fn subscribe(&self, since_unix_ns: i64) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let backlog = if since_unix_ns == 0 {
-            Vec::new()
-        } else {
-            kept.iter().filter(|e| e.time_unix_ns > since_unix_ns).cloned().collect()
+    /// What was, and what will be; none is missing between the two.
+    pub fn subscribe(&self, from: Since) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let kept = self.lock();
+        let wanted = |event: &&Event| match from {
+            Since::Now => false,
+            Since::Time(since) => event.time_unix_ns > since,
+            // Of a file that was lost since: all that is counted now came later.
+            Since::Number(after) => event.number > after || after > kept.number,
         };
-        (backlog, self.live.subscribe())
+        (kept.events.iter().filter(wanted).cloned().collect(), self.live.subscribe())
+    }
+}
+
+impl Kept {
+    fn write(&mut self, event: &Event) {
+        let Some(log) = &mut self.file else { return };
+        let written = match log.lines {
+            LINES.. => LogFile::rewrite(&log.path, &self.events).map(|anew| *log = anew).map_err(|e| e.to_string()),
+            _ => log.append(event).map_err(|e| format!("cannot write {}: {e}", log.path.display())),
+        };
+        let failed = written.is_err();
+        match written {
+            Err(e) if !log.failing => tracing::error!("{e}; a restart may not know of events"),
+            _ => {}
+        }
+        // What is missing in the file is written with the next that can be.
+        if failed {
+            log.lines = LINES;
+        }
+        log.failing = failed;
+    }
+}
+
+impl LogFile {
+    fn rewrite(path: &Path, events: &VecDeque<Event>) -> Result<Self, store::StoreError> {
+        let text: String = events.iter().map(line).collect();
+        store::replace_file(path, text.as_bytes())?;
+        let opened = OpenOptions::new().append(true).custom_flags(nix::libc::O_NOFOLLOW).open(path);
+        let file = opened.map_err(|source| store::StoreError::Write { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file, lines: events.len(), failing: false })
+    }
+
+    fn append(&mut self, event: &Event) -> io::Result<()> {
+        self.lines += 1;
+        self.file.write_all(line(event).as_bytes())
+    }
+}
+
+fn line(event: &Event) -> String {
+    let Event { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail, .. } = event.clone();
+    let line = Line { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail };
+    serde_json::to_string(&line).expect("strings and numbers can be encoded") + "\n"
+}
+
+impl From<Line> for Event {
+    fn from(line: Line) -> Self {
+        let Line { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail } = line;
+        Self { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail, ..Self::default() }
     }
 }
 
@@ -158,5 +301,74 @@ impl Fill for (&str, String, u32) {
         self.0.clone_into(&mut event.kind);
         event.id = self.1;
         event.pid = self.2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+
+    fn event(time_unix_ns: i64) -> Event {
+        Event { time_unix_ns, id: "c".to_owned(), kind: "oom".to_owned(), ..Event::default() }
+    }
+
+    fn times(log: &EventLog, from: Since) -> Vec<i64> {
+        log.subscribe(from).0.iter().map(|e| e.time_unix_ns).collect()
+    }
+
+    /// A file of its own, removed at the end.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("holdfast-events-{name}-{}", std::process::id())))
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn the_next_supervisor_knows_what_was_noted_and_notes_nothing_twice() {
+        let place = Place::new("restart");
+        let log = EventLog::open(&place.0);
+        [5, 6, 3].into_iter().for_each(|time| log.publish(event(time)));
+        drop(log);
+        // Killed in the middle of a line.
+        OpenOptions::new().append(true).open(&place.0).unwrap().write_all(b"{\"number\":4,\"ti").unwrap();
+        let log = EventLog::open(&place.0);
+        log.publish(event(3));
+        log.publish(event(4));
+        assert_eq!(times(&log, Since::Number(0)), [5, 6, 3, 4]);
+        assert_eq!(times(&log, Since::Number(2)), [3, 4], "older than what came before, and not missed");
+        assert_eq!(times(&log, Since::Time(4)), [5, 6]);
+        assert_eq!(times(&log, Since::Now), [0; 0]);
+    }
+
+    #[test]
+    fn the_file_is_cut_back_to_what_is_kept() {
+        let place = Place::new("bound");
+        let log = EventLog::open(&place.0);
+        let all = i64::try_from(2 * LINES).unwrap();
+        (1..=all).for_each(|time| log.publish(event(time)));
+        assert!(fs::read_to_string(&place.0).unwrap().lines().count() <= LINES);
+        let kept = times(&EventLog::open(&place.0), Since::Number(0));
+        assert_eq!((kept.len(), *kept.last().unwrap()), (KEPT, all));
+    }
+
+    #[test]
+    fn what_is_no_event_is_passed_over() {
+        let place = Place::new("garbage");
+        fs::write(&place.0, "[]\nno JSON\n{\"number\":7,\"time_unix_ns\":1}\n").unwrap();
+        let log = EventLog::open(&place.0);
+        log.publish(event(2));
+        assert_eq!(times(&log, Since::Number(0)), [1, 2]);
+        assert_eq!(times(&log, Since::Number(7)), [2], "numbers go on");
     }
 }

@@ -7,11 +7,12 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::bootstrap_api::{BootstrapParams, Extension};
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use containerd_shim_protos::shim::oci::Options;
+use holdfast_proto::record::{self, Record};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use protobuf::well_known_types::any::Any;
@@ -21,18 +22,19 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::task::{AbortHandle, spawn_local};
 
+use crate::cgroup::CgroupError;
 use crate::client::{self, CallError, ShimClient};
 use crate::config::Settings;
-use crate::container::{Container, Outcome, UNKNOWN_STATUS};
+use crate::container::{Container, OUT_OF_MEMORY, Outcome, UNKNOWN_STATUS};
 use crate::notify::PRIVATE_VARIABLES;
 use crate::paths::NAMESPACE;
 use crate::registry::{Refusal, ShimRef};
 use crate::store::{self, StoreError};
 use crate::sys::proc;
 use crate::sys::reaper::Reaper;
-use crate::{attach, chain, names};
+use crate::{attach, cgroup, chain, names};
 
-/// For the shim's `start` and `delete`.
+/// For the shim's `delete` and its other short errands.
 const HELPER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// For a shim that was asked to end.
@@ -81,13 +83,18 @@ pub enum LaunchError {
         words: String,
     },
     /// The shim did not end in time.
-    #[error("{shim} {verb} did not end within {HELPER_DEADLINE:?}")]
+    #[error("{shim} {verb} did not end within {within:?}")]
     Slow {
         /// The shim.
         shim: PathBuf,
         /// `start` or `delete`.
         verb: &'static str,
+        /// The deadline.
+        within: Duration,
     },
+    /// The shim has no place among the control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The reply of `start` is no address.
     #[error("the reply of {shim} start is no address: {reply:?}")]
     Reply {
@@ -120,7 +127,7 @@ impl LaunchError {
 #[derive(Clone)]
 pub struct Launcher {
     /// The settings.
-    pub settings: std::rc::Rc<Settings>,
+    pub settings: std::sync::Arc<Settings>,
     /// Who waits on children.
     pub reaper: Reaper,
 }
@@ -131,18 +138,21 @@ impl Launcher {
     /// # Errors
     /// See [`LaunchError`].
     pub async fn prepare(&self, container: &Container) -> Result<(ShimRef, ShimClient, Following), LaunchError> {
+        let until = Instant::now() + self.settings.start_timeout;
         let shim = self.settings.find_shim().ok_or(LaunchError::NoShim(crate::config::SHIM))?;
+        // Of an attempt that a supervisor's end cut short, or a machine's.
+        self.remove_bundle(&container.id);
         self.make_bundle(container).inspect_err(|_| self.remove_bundle(&container.id))?;
         // Before the shim is there: it may wait for a reader.
         let log = self.follow_log(&container.id);
-        let address = match self.start_shim(&shim, container).await {
+        let address = match self.start_shim(&shim, container, until).await {
             Ok(address) => address,
             Err(e) => {
                 self.remove_bundle(&container.id);
                 return Err(e);
             }
         };
-        match self.create(&address, container).await {
+        match self.create(&address, container, until).await {
             Ok((shim, client)) => Ok((shim, client, log)),
             Err(e) => {
                 self.abandon(&address, &container.id).await;
@@ -197,6 +207,8 @@ impl Launcher {
         }
         command.arg(verb).current_dir(paths.bundle(id)).process_group(0);
         command.env("HOLDFAST_MANAGER", "holdfastd").env("HOLDFAST_RUN_DIR", &paths.run);
+        // Where the shim keeps output by default.
+        command.env("HOLDFAST_STATE_DIR", &paths.state);
         command.env("TTRPC_ADDRESS", paths.event_socket());
         for name in PRIVATE_VARIABLES {
             command.env_remove(name);
@@ -204,17 +216,34 @@ impl Launcher {
         command
     }
 
-    async fn start_shim(&self, shim: &Path, container: &Container) -> Result<String, LaunchError> {
+    /// Has the shim remove the output that was kept for tasks that are gone; what it did goes to the log.
+    pub async fn sweep_output(&self) {
+        const VERB: &str = "sweep-output";
+        let Some(shim) = self.settings.find_shim() else { return };
+        let mut command = Command::new(&shim);
+        command.arg(VERB).process_group(0).env("HOLDFAST_STATE_DIR", &self.settings.paths.state);
+        if let Err(e) = self.run_helper(&shim, command, VERB, b"", HELPER_DEADLINE).await {
+            tracing::warn!("{}", chain(&e));
+        }
+    }
+
+    async fn start_shim(&self, shim: &Path, container: &Container, until: Instant) -> Result<String, LaunchError> {
         let command = self.helper(shim, &container.id, "start");
-        let params = self.bootstrap(&container.id);
-        let stdout = self.run_helper(shim, command, "start", &params).await?;
-        let reply = String::from_utf8_lossy(&stdout).trim().to_owned();
-        let valid = reply.strip_prefix("unix://").is_some_and(|p| Path::new(p).is_absolute());
-        if valid { Ok(reply) } else { Err(LaunchError::Reply { shim: shim.to_owned(), reply }) }
+        let params = self.bootstrap(&container.id, self.options(cgroup::of_shims()?.unwrap_or_default()));
+        let started = self.run_helper(shim, command, "start", &params, left(until)).await;
+        let stdout = started.map_err(|e| match e {
+            // As it was set, not what of it was left.
+            LaunchError::Slow { shim, verb, .. } => {
+                LaunchError::Slow { shim, verb, within: self.settings.start_timeout }
+            }
+            other => other,
+        })?;
+        let reply = || String::from_utf8_lossy(&stdout).trim().to_owned();
+        address_of(&stdout).ok_or_else(|| LaunchError::Reply { shim: shim.to_owned(), reply: reply() })
     }
 
     /// What is written to the standard input of `start`.
-    fn bootstrap(&self, id: &str) -> Vec<u8> {
+    fn bootstrap(&self, id: &str, options: Option<Any>) -> Vec<u8> {
         let paths = &self.settings.paths;
         let mut params = BootstrapParams {
             instance_id: id.to_owned(),
@@ -224,18 +253,18 @@ impl Launcher {
             containerd_binary: std::env::current_exe().unwrap_or_default().display().to_string(),
             ..BootstrapParams::default()
         };
-        if let Some(options) = self.options() {
+        if let Some(options) = options {
             let value = MessageField::some(options);
             params.extensions.push(Extension { value, ..Extension::default() });
         }
         params.write_to_bytes().expect("a message in memory can be encoded")
     }
 
-    /// The runtime options, if any are set.
-    fn options(&self) -> Option<Any> {
-        let runtime = self.settings.runtime.as_ref()?;
-        let options = Options { binary_name: runtime.display().to_string(), ..Options::default() };
-        Some(Any {
+    /// The runtime options, if any are set; `shim_cgroup` counts at `start` alone.
+    fn options(&self, shim_cgroup: String) -> Option<Any> {
+        let binary_name = self.settings.runtime.as_ref().map(|r| r.display().to_string()).unwrap_or_default();
+        let options = Options { binary_name, shim_cgroup, ..Options::default() };
+        (options != Options::default()).then(|| Any {
             type_url: "containerd.runc.v1.Options".to_owned(),
             value: options.write_to_bytes().expect("a message in memory can be encoded"),
             ..Any::default()
@@ -248,6 +277,7 @@ impl Launcher {
         mut command: Command,
         verb: &'static str,
         stdin: &[u8],
+        within: Duration,
     ) -> Result<Vec<u8>, LaunchError> {
         let spawn_error = |source| LaunchError::Spawn { shim: shim.to_owned(), verb, source };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -262,7 +292,7 @@ impl Launcher {
             let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
             (stdout, stderr, status.await.unwrap_or(UNKNOWN_STATUS))
         };
-        match tokio::time::timeout(HELPER_DEADLINE, output).await {
+        match tokio::time::timeout(within, output).await {
             Ok((stdout, stderr, 0)) => {
                 if !stderr.is_empty() {
                     tracing::warn!("{} {verb}: {}", shim.display(), String::from_utf8_lossy(&stderr).trim());
@@ -275,29 +305,32 @@ impl Launcher {
             }
             Err(_) => {
                 let _ = child.kill(); // it may have ended just now
-                Err(LaunchError::Slow { shim: shim.to_owned(), verb })
+                Err(LaunchError::Slow { shim: shim.to_owned(), verb, within })
             }
         }
     }
 
-    async fn create(&self, address: &str, container: &Container) -> Result<(ShimRef, ShimClient), LaunchError> {
+    async fn create(
+        &self,
+        address: &str,
+        container: &Container,
+        until: Instant,
+    ) -> Result<(ShimRef, ShimClient), LaunchError> {
         let failed = |what| move |source| LaunchError::Call { what, source };
         let client = ShimClient::connect(address, &container.id, client::QUICK)
             .await
             .map_err(failed("cannot connect to the shim"))?;
-        client.create(&self.create_request(container)).await.map_err(failed("cannot create the container"))?;
-        let (pid, _) = client.connect_task().await.map_err(failed("cannot ask the shim for its pid"))?;
+        client
+            .create(&self.create_request(container), left(until))
+            .await
+            .map_err(failed("cannot create the container"))?;
+        let (pid, _) = client.connect_task(client::QUICK).await.map_err(failed("cannot ask the shim for its pid"))?;
         Ok((ShimRef { pid, start_time: proc::start_time(pid), address: address.to_owned() }, client))
     }
 
     fn create_request(&self, container: &Container) -> api::CreateTaskRequest {
         let paths = &self.settings.paths;
-        let log = format!(
-            "json-file://{}?max-size={}&max-file={}",
-            paths.log(&container.id).display(),
-            container.config.log_max_size,
-            container.config.log_max_file
-        );
+        let log = container.config.log.address(paths, &container.id, &container.name);
         let stdin = if container.config.stdin { paths.stdin(&container.id) } else { PathBuf::new() };
         api::CreateTaskRequest {
             id: container.id.clone(),
@@ -306,7 +339,7 @@ impl Launcher {
             stdin: stdin.display().to_string(),
             stderr: if container.config.terminal { String::new() } else { log.clone() },
             stdout: log,
-            options: self.options().into(),
+            options: self.options(String::new()).into(),
             ..Default::default()
         }
     }
@@ -314,7 +347,7 @@ impl Launcher {
     /// Ends a shim whose Create failed, and clears away what it left.
     async fn abandon(&self, address: &str, id: &str) {
         if let Ok(client) = ShimClient::connect(address, id, client::QUICK).await {
-            let pid = client.connect_task().await.map(|(pid, _)| pid).unwrap_or_default();
+            let pid = client.connect_task(client::QUICK).await.map(|(pid, _)| pid).unwrap_or_default();
             if let Err(e) = client.shutdown().await {
                 tracing::warn!(%id, "cannot end the shim of a failed create, ignoring: {}", chain(&e));
             }
@@ -339,9 +372,11 @@ impl Launcher {
     }
 
     async fn run_delete(&self, id: &str) -> Result<Outcome, LaunchError> {
+        let record = Record::read(&self.settings.paths.record(id)).ok();
+        let oom_killed = record.as_ref().and_then(Record::init).is_some_and(|init| init.oom_killed);
         let shim = self.settings.find_shim().ok_or(LaunchError::NoShim(crate::config::SHIM))?;
         let command = self.helper(&shim, id, "delete");
-        let stdout = self.run_helper(&shim, command, "delete", &[]).await?;
+        let stdout = self.run_helper(&shim, command, "delete", &[], HELPER_DEADLINE).await?;
         let response = api::DeleteResponse::parse_from_bytes(&stdout).map_err(|_| LaunchError::Reply {
             shim: shim.clone(),
             reply: String::from_utf8_lossy(&stdout).into_owned(),
@@ -349,7 +384,10 @@ impl Launcher {
         Ok(Outcome {
             status: response.exit_status,
             at_unix_ns: client::unix_ns(&response.exited_at),
-            reason: "the shim died; the status is what its cleaning-up found".to_owned(),
+            reason: match oom_killed {
+                true => format!("{OUT_OF_MEMORY}; the shim died since"),
+                false => "the shim died; the status is what its cleaning-up found".to_owned(),
+            },
         })
     }
 
@@ -357,28 +395,45 @@ impl Launcher {
     /// cooperate.
     pub async fn retire(&self, id: &str, shim: &ShimRef, client: &ShimClient) -> Option<Outcome> {
         let deleted = client.delete("").await;
-        let outcome = match &deleted {
-            Ok((status, at)) => Some(Outcome { status: *status, at_unix_ns: *at, reason: String::new() }),
-            Err(e) if e.is_not_found() => None,
+        let (outcome, refused) = match &deleted {
+            Ok((status, at)) => (Some(Outcome { status: *status, at_unix_ns: *at, reason: String::new() }), false),
+            Err(e) if e.is_not_found() => (None, false),
             Err(e) => {
                 tracing::warn!(%id, "cannot delete the task: {}", chain(e));
-                None
+                (None, matches!(e, CallError::Status(_)))
             }
         };
         if let Err(e) = client.shutdown().await {
             tracing::warn!(%id, "cannot end the shim: {}", chain(&e));
         }
-        let gone = tokio::time::timeout(FAREWELL, attach::pid_gone(shim.pid, shim.start_time)).await.is_ok();
+        // With its task still in it, it does not go.
+        let patience = if refused { Duration::ZERO } else { FAREWELL };
+        let gone = tokio::time::timeout(patience, attach::pid_gone(shim.pid, shim.start_time)).await.is_ok();
         let clean = gone && deleted.is_ok();
         if clean {
             self.remove_bundle(id);
             return outcome;
         }
-        if !gone {
-            tracing::warn!(%id, pid = shim.pid, "the shim does not end; it is left behind");
+        if !gone && self.serves_another(id, shim) {
+            tracing::info!(%id, pid = shim.pid, "the shim goes on for another container");
+        } else if !gone {
+            // All that it had has ended, and what it stands on is being cleared away.
+            tracing::warn!(%id, pid = shim.pid, "the shim does not end by itself; it is killed");
+            attach::end(shim.pid, shim.start_time).await;
         }
         let found = self.delete_dead(id).await;
         outcome.or(found)
+    }
+
+    /// Whether a shim holds another container, too, as far as the records say.
+    fn serves_another(&self, id: &str, shim: &ShimRef) -> bool {
+        let record = self.settings.paths.record(id);
+        let of_all = record.parent().and_then(Path::parent).map(fs::read_dir).into_iter().flatten().flatten().flatten();
+        let mut others = of_all.filter(|entry| entry.file_name() != id);
+        others.any(|entry| {
+            let other = Record::read(&entry.path().join(record::FILE_NAME));
+            other.is_ok_and(|r| (r.shim.pid, r.shim.start_time) == (shim.pid, shim.start_time))
+        })
     }
 
     /// Copies a shim's log into ours until the result is dropped. Both ends of the bundle's FIFO are held, so that the
@@ -405,6 +460,21 @@ impl Drop for Following {
             task.abort();
         }
     }
+}
+
+/// What is left of a deadline.
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
+}
+
+/// The address in the reply of `start`: that to the start message, or a plain one, as other builds of the shim send.
+fn address_of(reply: &[u8]) -> Option<String> {
+    let address = match BootstrapResult::parse_from_bytes(reply) {
+        Ok(result) if result.protocol == "ttrpc" => result.address,
+        Ok(_) => return None,
+        Err(_) => std::str::from_utf8(reply).ok()?.trim().to_owned(),
+    };
+    address.strip_prefix("unix://").is_some_and(|path| Path::new(path).is_absolute()).then_some(address)
 }
 
 async fn copy_log(mut fifo: pipe::Receiver, id: String) {
@@ -442,4 +512,20 @@ pub fn merge_env(base: &[String], over: &[String]) -> Vec<String> {
     let mut added: Vec<&String> = over.iter().rev().filter(|p| seen.insert(name(p))).collect();
     added.reverse();
     kept.chain(added).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_a_reply_are_understood() {
+        assert_eq!(address_of(b"unix:///s/ab").as_deref(), Some("unix:///s/ab"));
+        let message = b"\x08\x02\x12\x0cunix:///s/ab\x1a\x05ttrpc";
+        assert_eq!(address_of(message).as_deref(), Some("unix:///s/ab"));
+        let of_another_protocol = b"\x08\x02\x12\x0cunix:///s/ab\x1a\x04grpc";
+        for reply in [b"".as_slice(), b"unix://relative", b"/s/ab", b"\xff\xff", of_another_protocol] {
+            assert_eq!(address_of(reply), None, "{reply:?}");
+        }
+    }
 }

@@ -18,22 +18,33 @@
 
 pub mod api;
 pub mod attach;
+pub mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod container;
 pub mod daemon;
+pub mod doctor;
+pub mod endings;
 pub mod events;
+pub mod health;
 pub mod identity;
 pub mod launch;
+pub mod listener;
+pub mod log_policy;
+pub mod logging;
+pub mod metrics;
 pub mod names;
 pub mod notify;
+pub mod observers;
+pub mod output;
 pub mod paths;
 pub mod policy;
 pub mod registry;
 pub mod report;
 pub mod scan;
 pub mod spec;
+pub mod stats;
 pub mod store;
 pub mod sys;
 

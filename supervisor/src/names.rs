@@ -11,6 +11,9 @@ const MAX_LENGTH: usize = 76;
 /// The length of the id's prefix that people see.
 pub const SHORT: usize = 12;
 
+/// Most containers that an error lists.
+const MOST_CANDIDATES: usize = 8;
+
 /// Why a text names no container.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NameError {
@@ -30,16 +33,12 @@ pub enum NameError {
     #[error("no container {0:?}")]
     Unknown(String),
     /// A prefix of several ids.
-    #[error("{given:?} is ambiguous: it begins {count} ids, {first} and {second} among them")]
+    #[error("{given:?} is ambiguous: it is the beginning of {}", candidates.join(", "))]
     Ambiguous {
         /// What was given.
         given: String,
-        /// How many ids it matches.
-        count: usize,
-        /// One of them.
-        first: String,
-        /// Another.
-        second: String,
+        /// What it may mean: ids as people see them, with names, and how many more there are.
+        candidates: Vec<String>,
     },
 }
 
@@ -101,17 +100,21 @@ pub fn resolve<'a>(given: &str, known: impl Iterator<Item = (&'a str, &'a str)> 
     if let Some((id, _)) = known.clone().find(|(_, name)| *name == given) {
         return Ok(id);
     }
-    let matching: Vec<&str> = known.map(|(id, _)| id).filter(|id| id.starts_with(given)).collect();
+    let matching: Vec<(&str, &str)> = known.filter(|(id, _)| id.starts_with(given)).collect();
     match matching.as_slice() {
         [] => Err(NameError::Unknown(given.to_owned())),
-        [one] => Ok(one),
-        [first, second, ..] => Err(NameError::Ambiguous {
-            given: given.to_owned(),
-            count: matching.len(),
-            first: short(first).to_owned(),
-            second: short(second).to_owned(),
-        }),
+        [(one, _)] => Ok(one),
+        several => Err(NameError::Ambiguous { given: given.to_owned(), candidates: candidates(several) }),
     }
+}
+
+fn candidates(matching: &[(&str, &str)]) -> Vec<String> {
+    let shown = matching.iter().take(MOST_CANDIDATES);
+    let mut list: Vec<String> = shown.map(|(id, name)| format!("{} ({name})", short(id))).collect();
+    if matching.len() > MOST_CANDIDATES {
+        list.push(format!("and {} more", matching.len() - MOST_CANDIDATES));
+    }
+    list
 }
 
 #[cfg(test)]
@@ -147,7 +150,11 @@ mod tests {
         assert_eq!(find("web"), Ok("web"), "an id before a name");
         assert_eq!(find("abd"), Ok("abd2"), "a prefix");
         assert_eq!(find("zz"), Err(NameError::Unknown("zz".into())));
-        assert!(matches!(find("ab"), Err(NameError::Ambiguous { count: 2, .. })));
+        let error = find("ab").unwrap_err().to_string();
+        assert!(error.ends_with("the beginning of abc1 (web), abd2 (abc)"), "{error}");
+        let many: Vec<(String, String)> = (0..20).map(|n| (format!("id{n}"), format!("n{n}"))).collect();
+        let error = resolve("id", many.iter().map(|(id, name)| (id.as_str(), name.as_str()))).unwrap_err().to_string();
+        assert!(error.contains("id7 (n7), and 12 more"), "{error}");
         assert!(find("").is_err());
     }
 }

@@ -1,14 +1,13 @@
 //! Where everything is. Pure: two roots and an id give every path.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use holdfast_proto::record;
 
+use crate::log_policy::Driver;
+
 /// The namespace of the supervisor's own containers, in containerd's sense of the word.
 pub const NAMESPACE: &str = "default";
-
-/// The root of what survives a reboot when neither flag, file nor `HOLDFAST_STATE_DIR` says otherwise.
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/holdfast";
 
 /// The two roots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +27,16 @@ impl Paths {
     /// Where shims deliver their events.
     pub fn event_socket(&self) -> PathBuf {
         self.run.join("events.sock")
+    }
+
+    /// What was told of late, for the supervisor's successor.
+    pub fn event_log(&self) -> PathBuf {
+        self.run.join("events.log")
+    }
+
+    /// How execs and removed containers ended, for the supervisor's successor.
+    pub fn endings(&self) -> PathBuf {
+        self.run.join("endings.log")
     }
 
     /// Held locked by the one supervisor of this run directory.
@@ -70,9 +79,9 @@ impl Paths {
         self.containers().join(id)
     }
 
-    /// The container's log, in Docker's json-file format; rotated ones have `.1`, `.2`, … appended.
-    pub fn log(&self, id: &str) -> PathBuf {
-        self.container(id).join("log.json")
+    /// The container's log, if the driver keeps it in a file; rotated ones have `.1`, `.2`, … appended.
+    pub fn log(&self, id: &str, driver: Driver) -> Option<PathBuf> {
+        driver.file_name().map(|name| self.container(id).join(name))
     }
 
     /// The working directory that the OCI runtime may use for checkpoints.
@@ -84,11 +93,4 @@ impl Paths {
 /// The directories that must exist before anything else, with mode 0700.
 pub fn private_directories(paths: &Paths) -> [PathBuf; 4] {
     [paths.run.clone(), paths.bundles(), paths.client_io(), paths.containers()]
-}
-
-/// The state root: `HOLDFAST_STATE_DIR`, else [`DEFAULT_STATE_DIR`].
-pub fn state_dir() -> PathBuf {
-    std::env::var_os("HOLDFAST_STATE_DIR")
-        .filter(|v| !v.is_empty())
-        .map_or_else(|| Path::new(DEFAULT_STATE_DIR).to_owned(), PathBuf::from)
 }

@@ -18,15 +18,31 @@ pub enum Class {
     Foreign,
     /// Something about it cannot be read; kept as it is.
     Unreadable,
-    /// Written by a newer holdfast; kept as it is.
+    /// Written by a newer holdfast, and kept as it is; or made by an OCI runtime that is not there any more.
     Incompatible,
     /// Its shim lives but did not answer in time; asked again in the background.
     Unresponsive,
     /// It was not running, and is not.
     AtRest,
+    /// Its shim is being asked.
+    Restoring,
 }
 
 impl Class {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Reattached,
+        Self::ExitedWhileAway,
+        Self::Adopted,
+        Self::Lost,
+        Self::Foreign,
+        Self::Unreadable,
+        Self::Incompatible,
+        Self::Unresponsive,
+        Self::AtRest,
+        Self::Restoring,
+    ];
+
     /// The word for it, as in the API.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -39,6 +55,7 @@ impl Class {
             Self::Incompatible => "incompatible",
             Self::Unresponsive => "unresponsive",
             Self::AtRest => "at-rest",
+            Self::Restoring => "restoring",
         }
     }
 }
@@ -69,7 +86,9 @@ pub struct Restored {
 /// The report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestoreReport {
-    /// When it was complete, in nanoseconds since the Unix epoch.
+    /// Whether the disk is read, so that all containers are in the report.
+    pub scanned: bool,
+    /// When it was complete, in nanoseconds since the Unix epoch; 0 while it is under way.
     pub at_unix_ns: i64,
     /// How long it took.
     pub took: Duration,

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use holdfast_proto::record::{self, ReadError, Record};
+use holdfast_proto::record::{self, ProcessRecord, ProcessState, ReadError, Record};
 
 use crate::chain;
-use crate::container::Container;
+use crate::container::{Container, OUT_OF_MEMORY, Outcome};
+use crate::endings::Ending;
 use crate::names::check_identifier;
 use crate::paths::{NAMESPACE, Paths};
 use crate::report::Class;
@@ -24,6 +25,8 @@ pub struct Findings {
     pub foreign: Vec<Record>,
     /// What cannot be used, and why.
     pub unusable: Vec<Unusable>,
+    /// What earlier supervisors remembered of what has ended. Not looked for here: whoever goes on with it fills it in.
+    pub endings: Vec<Ending>,
 }
 
 /// One container of the supervisor's.
@@ -33,6 +36,30 @@ pub struct Found {
     pub container: Container,
     /// Its shim, if traces of one are left from this boot.
     pub shim: Option<ShimTraces>,
+    /// Whether something of an earlier boot lies in the run directory.
+    pub left_over: bool,
+    /// What is to be minded.
+    pub caution: Option<Caution>,
+}
+
+/// Why a container of ours cannot be treated as any other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caution {
+    /// Its record is a newer holdfast's.
+    Newer(String),
+    /// Its record cannot be read.
+    Unreadable(String),
+    /// The OCI runtime that made it is not there any more.
+    RuntimeGone(String),
+}
+
+impl Caution {
+    /// One sentence for people.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Newer(reason) | Self::Unreadable(reason) | Self::RuntimeGone(reason) => reason,
+        }
+    }
 }
 
 /// Where to look for a shim.
@@ -45,7 +72,49 @@ pub struct ShimTraces {
     /// Pid and start time of the container's first process, from the record.
     pub init: Option<(u32, u64)>,
     /// Execs in the record.
-    pub execs: Vec<String>,
+    pub execs: Vec<ExecTrace>,
+}
+
+/// What a record says of an exec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecTrace {
+    /// Its id.
+    pub id: String,
+    /// 0 if it has none.
+    pub pid: u32,
+    /// Where it was when the record was read.
+    pub state: ExecTraceState,
+}
+
+/// Where an exec is in its life, as its shim's record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecTraceState {
+    /// Made, not started.
+    Created,
+    /// Started.
+    Running,
+    /// Ended like this.
+    Ended(Outcome),
+}
+
+impl ExecTrace {
+    /// The execs of a record.
+    pub fn all(record: &Record) -> Vec<Self> {
+        record.processes.iter().filter(|process| !process.exec_id.is_empty()).map(Self::of).collect()
+    }
+
+    fn of(process: &ProcessRecord) -> Self {
+        let state = match process.exit {
+            Some(exit) => ExecTraceState::Ended(Outcome {
+                status: exit.status,
+                at_unix_ns: i64::try_from(exit.at_unix_ns).unwrap_or(i64::MAX),
+                reason: if process.oom_killed { OUT_OF_MEMORY.to_owned() } else { String::new() },
+            }),
+            None if process.state == ProcessState::Created => ExecTraceState::Created,
+            None => ExecTraceState::Running,
+        };
+        Self { id: process.exec_id.clone(), pid: process.pid, state }
+    }
 }
 
 /// Something that cannot be used.
@@ -68,23 +137,46 @@ pub fn scan(paths: &Paths, boot_id: &str) -> Findings {
     let mut records = BTreeMap::new();
     scan_tasks(&paths.run.join("tasks"), boot_id, &mut findings, &mut records);
     for (id, found) in &mut findings.own {
-        found.shim = match records.remove(id) {
-            Some(record) => Some(traces_of(&record)),
+        let of_this_boot = found.container.state.boot_id == boot_id;
+        match records.remove(id) {
+            Some(Ok(record)) => {
+                found.caution = runtime_gone(&record);
+                found.shim = Some(traces_of(&record));
+            }
+            Some(Err(problem)) => {
+                found.caution = Some(match problem.class {
+                    Class::Incompatible => Caution::Newer(problem.reason),
+                    _ => Caution::Unreadable(problem.reason),
+                });
+                found.shim = address_file(&paths.bundle(id));
+            }
             // The record may be missing when /run was full; the socket's address is enough to ask.
-            None if found.container.state.boot_id == boot_id => address_file(&paths.bundle(id)),
-            None => None,
-        };
+            None if of_this_boot => found.shim = address_file(&paths.bundle(id)),
+            None => found.left_over = paths.bundle(id).exists() || paths.record(id).exists(),
+        }
     }
-    for (id, _) in records {
-        let reason = format!(
-            "the record {} has no configuration in {}; kept, with whatever runs",
-            paths.record(&id).display(),
-            paths.containers().display()
+    for (id, record) in records {
+        let unusable = record.map_or_else(
+            |problem| problem,
+            |_| {
+                let reason = format!(
+                    "the record {} has no configuration in {}; kept, with whatever runs",
+                    paths.record(&id).display(),
+                    paths.containers().display()
+                );
+                Unusable { namespace: NAMESPACE.into(), id: id.clone(), class: Class::Unreadable, reason }
+            },
         );
-        findings.unusable.push(Unusable { namespace: NAMESPACE.into(), id, class: Class::Unreadable, reason });
+        // Its configuration may be of no use either, which is said already.
+        if !findings.unusable.iter().any(|one| one.id == unusable.id && one.namespace == unusable.namespace) {
+            findings.unusable.push(unusable);
+        }
     }
     findings
 }
+
+/// The records of the supervisor's own containers, or why they are of no use.
+type OwnRecords = BTreeMap<String, Result<Record, Unusable>>;
 
 fn scan_containers(paths: &Paths, findings: &mut Findings) {
     for id in directories(&paths.containers(), NAMESPACE, &mut findings.unusable) {
@@ -95,7 +187,7 @@ fn scan_containers(paths: &Paths, findings: &mut Findings) {
         }
         match store::load(paths, &id) {
             Ok(container) => {
-                findings.own.insert(id, Found { container, shim: None });
+                findings.own.insert(id, Found { container, shim: None, left_over: false, caution: None });
             }
             Err(e @ StoreError::Newer { .. }) => findings.unusable.push(unusable(Class::Incompatible, chain(&e))),
             Err(e) => findings.unusable.push(unusable(Class::Unreadable, chain(&e))),
@@ -103,18 +195,19 @@ fn scan_containers(paths: &Paths, findings: &mut Findings) {
     }
 }
 
-fn scan_tasks(tasks: &Path, boot_id: &str, findings: &mut Findings, own: &mut BTreeMap<String, Record>) {
+fn scan_tasks(tasks: &Path, boot_id: &str, findings: &mut Findings, own: &mut OwnRecords) {
     for instance in directories(tasks, "", &mut findings.unusable) {
         let of_instance = tasks.join(&instance);
         for namespace in directories(&of_instance, "", &mut findings.unusable) {
             let of_namespace = of_instance.join(&namespace);
+            let ours = instance == record::SUPERVISOR_INSTANCE && namespace == NAMESPACE;
             for id in directories(&of_namespace, &namespace, &mut findings.unusable) {
                 let path = of_namespace.join(&id).join(record::FILE_NAME);
                 match Record::read(&path) {
                     // Written before the last boot: nothing in it is true any more.
                     Ok(record) if record.boot_id != boot_id => {}
-                    Ok(record) if instance == record::SUPERVISOR_INSTANCE && namespace == NAMESPACE => {
-                        own.insert(id, record);
+                    Ok(record) if ours => {
+                        own.insert(id, Ok(record));
                     }
                     Ok(record) => findings.foreign.push(record),
                     // A directory is made before its first record.
@@ -125,7 +218,12 @@ fn scan_tasks(tasks: &Path, boot_id: &str, findings: &mut Findings, own: &mut BT
                             _ => Class::Unreadable,
                         };
                         let (namespace, reason) = (namespace.clone(), chain(&e));
-                        findings.unusable.push(Unusable { namespace, id, class, reason });
+                        let unusable = Unusable { namespace, id: id.clone(), class, reason };
+                        if ours {
+                            own.insert(id, Err(unusable));
+                        } else {
+                            findings.unusable.push(unusable);
+                        }
                     }
                 }
             }
@@ -164,13 +262,27 @@ fn directories(path: &Path, namespace: &str, unusable: &mut Vec<Unusable>) -> Ve
     names
 }
 
-fn traces_of(record: &Record) -> ShimTraces {
+/// Where the shim of this record is to be looked for.
+pub fn traces_of(record: &Record) -> ShimTraces {
     ShimTraces {
         address: record.shim.address.clone(),
         process: Some((record.shim.pid, record.shim.start_time)),
         init: record.init().filter(|p| p.pid != 0 && p.exit.is_none()).map(|p| (p.pid, p.start_time)),
-        execs: record.processes.iter().map(|p| p.exec_id.clone()).filter(|e| !e.is_empty()).collect(),
+        execs: ExecTrace::all(record),
     }
+}
+
+/// Whether the OCI runtime that made a container can be found, which every later call to the container needs.
+fn runtime_gone(record: &Record) -> Option<Caution> {
+    let binary = Path::new(&record.runtime.binary);
+    let found = if binary.is_absolute() {
+        binary.is_file()
+    } else {
+        let directories = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&directories).any(|directory| directory.join(binary).is_file())
+    };
+    let reason = || format!("its OCI runtime {} is not there any more", binary.display());
+    (!found && !record.runtime.binary.is_empty()).then(|| Caution::RuntimeGone(reason()))
 }
 
 /// The traces that a bundle has: the address that its shim wrote, and the pid that the OCI runtime wrote.
@@ -185,7 +297,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::container::{Config, State};
-    use holdfast_proto::record::{Manager, ProcessRecord, ProcessState, RuntimeRef, ShimIdentity};
+    use holdfast_proto::record::{Manager, RuntimeRef, ShimIdentity};
 
     struct Roots(PathBuf, Paths);
 
@@ -221,16 +333,20 @@ mod tests {
                 group: id.into(),
                 bundle: "/b".into(),
                 runtime: RuntimeRef::default(),
+                times_out_of_memory: 0,
                 processes: vec![ProcessRecord {
                     exec_id: String::new(),
                     pid: 9,
                     start_time: 10,
                     state: ProcessState::Running,
                     exit: None,
+                    exit_told: false,
+                    oom_killed: false,
                     terminal: false,
                     stdin: String::new(),
                     stdout: String::new(),
                     stderr: String::new(),
+                    logger: None,
                 }],
             };
             let path = record::container_dir(&self.1.run, instance, NAMESPACE, id).join(record::FILE_NAME);
@@ -263,10 +379,48 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_is_of_no_use_is_told_with_its_container_and_once() {
+        let roots = Roots::new("caution");
+        for id in ["newer", "garbage"] {
+            roots.container(id);
+            roots.file(roots.1.bundle(id).join("address"), b"unix:///run/s/abc");
+        }
+        roots.file(roots.1.record("newer"), br#"{"schema":99}"#);
+        roots.file(roots.1.record("garbage"), b"{");
+        let found = scan(&roots.1, "boot");
+        assert!(matches!(&found.own["newer"].caution, Some(Caution::Newer(why)) if why.contains("99")));
+        assert!(matches!(&found.own["garbage"].caution, Some(Caution::Unreadable(why)) if why.contains("record.json")));
+        assert!(found.own.values().all(|one| one.shim.is_some()), "their shims can be asked");
+        assert!(found.unusable.is_empty(), "{:?}", found.unusable);
+    }
+
+    #[test]
+    fn an_oci_runtime_is_looked_for_where_the_shim_looks() {
+        let record = |binary: &str| {
+            let roots = Roots::new("runtime");
+            roots.record("holdfastd", "one", "boot");
+            let mut record = Record::read(&roots.1.record("one")).unwrap();
+            record.runtime.binary = binary.into();
+            record
+        };
+        for there in ["/bin/sh", "sh", ""] {
+            assert_eq!(runtime_gone(&record(there)), None, "{there:?}");
+        }
+        for gone in ["/no/such/runtime", "no-such-runtime"] {
+            assert!(matches!(runtime_gone(&record(gone)), Some(Caution::RuntimeGone(why)) if why.contains(gone)));
+        }
+    }
+
+    #[test]
     fn a_record_of_another_boot_is_void() {
         let roots = Roots::new("boot");
         roots.container("one");
         roots.record("holdfastd", "one", "earlier");
+        assert!(!scan(&roots.1, "boot").own["one"].left_over, "nor a trace, if its container is of this boot");
+        let mut container = store::load(&roots.1, "one").unwrap();
+        container.state.boot_id = "earlier".into();
+        store::save(&roots.1, &container).unwrap();
+        assert!(scan(&roots.1, "boot").own["one"].left_over);
         roots.record("0123456789abcdef", "two", "earlier");
         let found = scan(&roots.1, "boot");
         assert_eq!(found.own["one"].shim, None);

@@ -137,6 +137,14 @@ pub fn read_spec(paths: &Paths, id: &str) -> Result<String, StoreError> {
     regular::read_to_string(&path).map_err(|source| StoreError::Read { path, source })
 }
 
+/// Replaces the OCI configuration of a container, from its next start on.
+///
+/// # Errors
+/// [`StoreError::Write`].
+pub fn replace_spec(paths: &Paths, id: &str, spec: &str) -> Result<(), StoreError> {
+    replace_file(&paths.container(id).join(SPEC), spec.as_bytes())
+}
+
 /// Deletes all that is kept of a container, its log included. The configuration goes last, so that a deletion which was
 /// interrupted is seen, and can be repeated.
 ///

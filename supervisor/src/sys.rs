@@ -47,6 +47,34 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The wait status of a process that has ended, also of one that was reaped or is nobody's child of ours; `None` while it
+/// runs (`PIDFD_GET_INFO`, Linux 6.15).
+///
+/// # Errors
+/// The call's: `ENOTTY` before Linux 6.13, `EINVAL` and `ESRCH` before 6.15.
+pub fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    /// The first 64 bytes of `struct pidfd_info`, linux/pidfd.h.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup_id: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    /// `_IOWR(0xFF, 11, struct pidfd_info)`, with the size above.
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    const { assert!(size_of::<Info>() == 64) };
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: the call reads and writes as many bytes as its number says, which is the size of `info`, which outlives it.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code))
+}
+
 /// Columns and rows of a terminal; `None` if the descriptor is none.
 pub fn window_size(terminal: BorrowedFd<'_>) -> Option<(u32, u32)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
@@ -63,10 +91,14 @@ pub fn become_subreaper() -> io::Result<()> {
     prctl::set_child_subreaper(true).map_err(io::Error::from_raw_os_error)
 }
 
-/// The listening socket that the service manager passed, if it did. The first call takes it; there must be no second.
-pub fn passed_listener() -> Option<std::os::unix::net::UnixListener> {
-    let fd = sd_notify::listen_fds().ok()?.next()?;
-    // SAFETY: sd_listen_fds(3): the service manager opened it for this process, and only this function takes it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    Some(fd.into())
+/// The listening sockets that the service manager passed, with their names. The first call takes them; there must be no
+/// second.
+pub fn passed_listeners() -> Vec<(String, std::os::unix::net::UnixListener)> {
+    let Ok(passed) = sd_notify::listen_fds_with_names() else { return Vec::new() };
+    let owned = passed.map(|(fd, name)| {
+        // SAFETY: sd_listen_fds(3): the service manager opened it for this process, and only this function takes it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        (name, fd.into())
+    });
+    owned.collect()
 }

@@ -1,5 +1,7 @@
 //! The smallest bundle: a directory, a `config.json` and, for a real runtime, a root file system.
 
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -47,12 +49,18 @@ impl Bundle {
     }
 
     fn new(scene: &Scene, config: Value) -> Self {
-        // Several bundles in one scene get ids of their own.
-        let id = |n: &u32| format!("{}-{n}", scene.id());
-        let n = (1..).find(|n| !scene.path(id(n)).exists()).expect("there is always a next number");
-        // Named after the container, as containerd's are: the reference shim relies on it.
-        let id = id(&n);
-        let dir = scene.make_dir(&id);
+        // Several bundles in one scene get ids of their own, also at the same time. The directory is named after the
+        // container, as containerd's are: the reference shim relies on it.
+        let taken = |n: u32| {
+            let id = format!("{}-{n}", scene.id());
+            fs::create_dir(scene.path(&id)).map(|()| id)
+        };
+        let id = (1..).find_map(|n| match taken(n) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => None,
+            made => Some(made.expect("the scene is writable")),
+        });
+        let id = id.expect("there is always a next number");
+        let dir = scene.path(&id);
         fs::create_dir(dir.join("rootfs")).expect("a fresh directory");
         let log = make_fifo(scene, &format!("{id}/log"));
         let log = fs::OpenOptions::new().read(true).write(true).open(log).expect("a fresh FIFO");
@@ -98,6 +106,15 @@ impl Bundle {
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// What the shim has logged since this was asked last.
+    pub fn take_log(&self) -> String {
+        let log = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.path("log"));
+        let (mut log, mut said) = (log.expect("a FIFO of ours"), Vec::new());
+        // Ends with "would block", for our own end keeps the FIFO from ending.
+        let _ = log.read_to_end(&mut said);
+        String::from_utf8_lossy(&said).into_owned()
     }
 
     /// A file in the directory.

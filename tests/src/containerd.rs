@@ -1,5 +1,9 @@
-//! A private containerd in a scene, and ctr to talk to it. Root only.
+//! A private containerd in a scene, of any version of the matrix, and its own ctr to talk to it. Root only.
+//!
+//! What differs between the versions' ctr stays in here, where it does not matter to a test.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -7,70 +11,149 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 
 use crate::process::{ChildProcess, run};
+use crate::programs::Version;
 use crate::{Scene, bundle, eventually, process, programs};
 
 /// The runtime name under which containerd finds ours.
 pub const RUNTIME: &str = "io.containerd.holdfast.v2";
 
+/// The namespace of all containers.
+pub const NAMESPACE: &str = "tests";
+
 /// containerd's own shim.
 pub const STOCK_RUNTIME: &str = "io.containerd.runc.v2";
 
-/// A running containerd with root, state and sockets in the scene.
+/// What no test uses and a private daemon had better not start: each takes time, or a path outside the scene, or both.
+const DISABLED: &[&str] = &[
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.podsandbox.controller.v1.podsandbox",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.internal.v1.restart",
+    "io.containerd.internal.v1.tracing",
+    "io.containerd.tracing.processor.v1.otlp",
+    "io.containerd.image-verifier.v1.bindir",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.blockfile",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.erofs",
+    "io.containerd.snapshotter.v1.zfs",
+];
+
+/// A containerd with root, state and sockets in the scene.
 #[derive(Debug)]
 pub struct Containerd<'a> {
     scene: &'a Scene,
-    daemon: Option<ChildProcess>,
+    version: Version,
+    /// While it runs. In a cell, so that what borrows the daemon lives on while it is killed and started again.
+    daemon: RefCell<Option<ChildProcess>>,
     rootfs: PathBuf,
+    /// What it has in its environment besides the scene's variables, from its next start on.
+    environment: RefCell<Vec<(String, String)>>,
 }
 
 impl<'a> Containerd<'a> {
     /// Starts it, with a root file system of busybox at hand.
     ///
     /// # Panics
-    /// If there is no containerd, or it does not come up.
-    pub fn start(scene: &'a Scene) -> Self {
+    /// If there is no such containerd, or it does not come up.
+    #[track_caller]
+    pub fn start(scene: &'a Scene, version: Version) -> Self {
         let rootfs = scene.make_dir("rootfs");
         bundle::fill_with_busybox(&rootfs);
         let config = format!(
-            "version = 2\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+            "version = {format}\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = {DISABLED:?}\n\
              [grpc]\naddress = {socket:?}\n",
+            format = if version < Version::V2_1 { 2 } else { 3 },
             root = scene.path("containerd/root"),
             state = scene.path("containerd/state"),
             socket = scene.path("c.sock"),
         );
         fs::write(scene.path("containerd.toml"), config).expect("the scene is writable");
-        let mut containerd = Self { scene, daemon: None, rootfs };
+        let containerd = Self { scene, version, daemon: RefCell::default(), rootfs, environment: RefCell::default() };
         containerd.resume();
         containerd
     }
 
     /// Starts the daemon again, after [`Containerd::kill`], and waits until it answers.
     #[track_caller]
-    pub fn resume(&mut self) {
+    pub fn resume(&self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
-        let mut command = self.scene.command(programs::peer("containerd").expect("tests/peers.sh provides containerd"));
+        let mut command = self.command("containerd");
         command.arg("--config").arg(self.scene.path("containerd.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.daemon = Some(ChildProcess::spawn(&mut command));
+        command.envs(self.environment.borrow().iter().cloned());
+        *self.daemon.borrow_mut() = Some(ChildProcess::spawn(&mut command));
         eventually("containerd should answer", || {
             let output = run(self.ctr().arg("version"));
             if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
         });
     }
 
+    /// Kills it and starts it with one more variable in its environment, which its shims inherit.
+    #[track_caller]
+    pub fn restart_with(&self, name: &str, value: &str) {
+        self.environment.borrow_mut().push((name.to_owned(), value.to_owned()));
+        self.kill();
+        self.resume();
+    }
+
+    /// A program that came with this containerd; it finds the others of the same origin before any.
+    #[track_caller]
+    fn command(&self, name: &str) -> Command {
+        let path = programs::peer_of(self.version, name);
+        let mut command = self.scene.command(path.expect("tests/peers.sh provides every version"));
+        let dir = programs::containerd_dir(self.version);
+        let rest = self.scene.environment().into_iter().find(|(key, _)| *key == "PATH").expect("a scene has one").1;
+        command.env("PATH", format!("{}:{rest}", dir.display()));
+        command
+    }
+
+    /// Begins to listen to its events, as `ctr events` shows them.
+    #[track_caller]
+    pub fn listen(&self) -> Events {
+        let path = self.scene.path("events");
+        let out = fs::File::create(&path).expect("the scene is writable");
+        let mut command = self.ctr();
+        command.arg("events").stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
+        let events = Events { path, _ctr: ChildProcess::spawn(&mut command) };
+        // The subscription has begun when an event of ours shows.
+        let mut n = 0;
+        eventually("ctr events should listen", || {
+            n += 1;
+            self.run(&["namespace", "create", &format!("probe{n}")]);
+            let text = events.text();
+            if text.contains("/namespaces/create") { Ok(()) } else { Err(text) }
+        });
+        events
+    }
+
     /// Ends the daemon with SIGKILL.
-    pub fn kill(&mut self) {
+    pub fn kill(&self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill();
         }
     }
 
     /// Ends the daemon as an administrator would.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.signal(Signal::SIGTERM);
             daemon.wait();
         }
+    }
+
+    /// Which one it is.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Its scene.
+    pub fn scene(&self) -> &Scene {
+        self.scene
     }
 
     /// The daemon's log.
@@ -89,8 +172,8 @@ impl<'a> Containerd<'a> {
 
     /// ctr, with the address and a namespace given.
     pub fn ctr(&self) -> Command {
-        let mut command = self.scene.command(programs::peer("ctr").expect("tests/peers.sh provides ctr"));
-        command.arg("--address").arg(self.scene.path("c.sock")).args(["--namespace", "tests"]);
+        let mut command = self.command("ctr");
+        command.arg("--address").arg(self.scene.path("c.sock")).args(["--namespace", NAMESPACE]);
         command
     }
 
@@ -107,6 +190,22 @@ impl<'a> Containerd<'a> {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "ctr {args:?}: {stderr}\n{}", self.log_tail());
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs a command of ctr that wants a terminal itself; script(1) gives it one.
+    ///
+    /// # Panics
+    /// If one of its words is not UTF-8 or contains a single quote.
+    #[track_caller]
+    pub fn at_a_terminal(&self, inner: &Command) -> Output {
+        let quoted = |word: &std::ffi::OsStr| {
+            let word = word.to_str().filter(|w| !w.contains('\'')).expect("words of ours");
+            format!("'{word}'")
+        };
+        let words: Vec<String> = std::iter::once(inner.get_program()).chain(inner.get_args()).map(quoted).collect();
+        let mut outer = self.scene.command("/usr/bin/script");
+        outer.args(["--quiet", "--return", "--log-out", "/dev/null", "--command", &words.join(" ")]);
+        run(&mut outer)
     }
 
     fn log_tail(&self) -> String {
@@ -127,13 +226,22 @@ impl<'a> Containerd<'a> {
         )
     }
 
-    /// A container's status and init pid as `ctr task ls` gives them, if it has a task.
-    pub fn task(&self, id: &str) -> Option<(String, u32)> {
+    /// The status and the init pid of every container that has a task, as `ctr task ls` gives them.
+    #[track_caller]
+    pub fn tasks(&self) -> BTreeMap<String, (String, u32)> {
         let table = self.ok(&["task", "ls"]);
-        let row = table.lines().find(|l| l.split_whitespace().next() == Some(id))?;
-        let mut columns = row.split_whitespace().skip(1);
-        let pid = columns.next()?.parse().ok()?;
-        Some((columns.next()?.to_owned(), pid))
+        let row = |line: &str| {
+            let mut columns = line.split_whitespace();
+            let (id, pid, status) = (columns.next()?, columns.next()?, columns.next()?);
+            Some((id.to_owned(), (status.to_owned(), pid.parse().ok()?)))
+        };
+        table.lines().filter_map(row).collect()
+    }
+
+    /// A container's status and init pid, if it has a task.
+    #[track_caller]
+    pub fn task(&self, id: &str) -> Option<(String, u32)> {
+        self.tasks().remove(id)
     }
 
     /// Waits until the task has `status`.
@@ -148,15 +256,26 @@ impl<'a> Containerd<'a> {
     /// Deletes a stopped task and its container; returns the exit status that ctr tells.
     #[track_caller]
     pub fn delete(&self, id: &str) -> u32 {
-        let output = self.run(&["task", "delete", id]);
+        self.delete_all(&[id])[0]
+    }
+
+    /// As [`Containerd::delete`] for many at once.
+    #[track_caller]
+    pub fn delete_all(&self, ids: &[&str]) -> Vec<u32> {
+        let output = self.run(&[&["task", "delete"], ids].concat());
         assert!(output.status.success(), "{}", self.complain(&output));
-        self.ok(&["container", "delete", id]);
-        self.wait_for_end_of_shim(id);
+        self.ok(&[&["container", "delete"], ids].concat());
+        ids.iter().for_each(|id| self.wait_for_end_of_shim(id));
         // ctr warns of any other status than 0, and exits with 0 itself.
-        let warning = String::from_utf8_lossy(&output.stderr).into_owned();
-        let Some((_, tail)) = warning.split_once("exit with non-zero exit code ") else { return 0 };
-        let digits: String = tail.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().expect("a number follows")
+        let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+        let told = |id: &&str| {
+            let Some((_, tail)) = warnings.split_once(&format!("task {id} exit with non-zero exit code ")) else {
+                return 0;
+            };
+            let digits: String = tail.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().expect("a number follows")
+        };
+        ids.iter().map(told).collect()
     }
 
     /// Kills and removes a container and its task.
@@ -173,13 +292,41 @@ impl<'a> Containerd<'a> {
 
     /// A shim delivers its last events before it ends; a daemon that goes first would keep it waiting.
     #[track_caller]
-    fn wait_for_end_of_shim(&self, id: &str) {
-        let word = format!("-id {id}");
+    pub fn wait_for_end_of_shim(&self, id: &str) {
+        let word = format!("-id {id} ");
         eventually("the shim should end", || {
             let lines: Vec<_> = process::marked(self.scene.id()).into_iter().map(process::describe).collect();
-            let left: Vec<_> =
-                lines.into_iter().filter(|l| l.contains("containerd-shim") && l.contains(&word)).collect();
+            let left: Vec<_> = lines
+                .into_iter()
+                .filter(|l| l.contains("containerd-shim") && l.replace(')', " ").contains(&word))
+                .collect();
             if left.is_empty() { Ok(()) } else { Err(left) }
         });
+    }
+}
+
+/// A `ctr events` that runs until this is dropped.
+#[derive(Debug)]
+pub struct Events {
+    path: PathBuf,
+    _ctr: ChildProcess,
+}
+
+impl Events {
+    fn text(&self) -> String {
+        fs::read_to_string(&self.path).unwrap_or_default()
+    }
+
+    /// The topic and the line of each event of a task, until one of `last` has come.
+    #[track_caller]
+    pub fn of_tasks_until(&self, last: &str) -> Vec<(String, String)> {
+        let of_task = |line: &str| {
+            let topic = line.split_whitespace().find_map(|w| w.strip_prefix("/tasks/"))?;
+            Some((topic.to_owned(), line.to_owned()))
+        };
+        eventually(&format!("/tasks/{last} should come"), || {
+            let seen: Vec<_> = self.text().lines().filter_map(of_task).collect();
+            if seen.iter().any(|(topic, _)| topic == last) { Ok(seen) } else { Err(seen) }
+        })
     }
 }

@@ -1,11 +1,23 @@
 //! Waiting for a condition: with a deadline, and with the last thing seen in the complaint.
 
 use std::fmt::Debug;
-use std::thread;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+use std::{env, thread};
 
 /// How long a condition may take before a test gives up. Generous: it only ever passes when something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+///
+/// 30 s on a machine; `HOLDFAST_TEST_PATIENCE` gives another number of seconds, as an emulated machine needs it.
+///
+/// # Panics
+/// If that is not a number.
+pub fn patience() -> Duration {
+    static SECONDS: LazyLock<u64> = LazyLock::new(|| match env::var("HOLDFAST_TEST_PATIENCE") {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("HOLDFAST_TEST_PATIENCE is no number of seconds: {text:?}")),
+        Err(_) => 30,
+    });
+    Duration::from_secs(*SECONDS)
+}
 
 /// How often a condition is looked at. Conditions that can be waited for properly (a socket, a FIFO) are, elsewhere.
 const GLANCE: Duration = Duration::from_millis(2);
@@ -13,12 +25,12 @@ const GLANCE: Duration = Duration::from_millis(2);
 /// Waits until `look` gives `Ok` and returns its value.
 ///
 /// # Panics
-/// After [`PATIENCE`], with `what` and the last `Err`.
+/// After [`patience`], with `what` and the last `Err`.
 #[track_caller]
 pub fn eventually<T, E: Debug>(what: &str, look: impl FnMut() -> Result<T, E>) -> T {
-    match within(PATIENCE, look) {
+    match within(patience(), look) {
         Ok(value) => value,
-        Err(seen) => panic!("{what}: not within {PATIENCE:?}; last seen: {seen:?}"),
+        Err(seen) => panic!("{what}: not within {:?}; last seen: {seen:?}", patience()),
     }
 }
 

@@ -17,7 +17,7 @@ use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{Code, Request, Response, Status};
 
 use crate::Scene;
-use crate::eventually::PATIENCE;
+use crate::eventually::patience;
 use crate::shim::EVENTS_SOCKET;
 use crate::wire::Frame;
 
@@ -31,6 +31,8 @@ pub enum Mood {
     Accept,
     /// Answered with this code.
     Refuse(Code),
+    /// Events of this topic are answered with this code, others taken.
+    RefuseTopic(&'static str, Code),
     /// Not answered.
     Hang,
 }
@@ -145,7 +147,7 @@ impl FakeContainerd {
 
     #[track_caller]
     fn wait(&self, what: &str, condition: impl Fn(&Shared) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience();
         let mut shared = lock(&self.shared);
         while !condition(&shared) {
             let left = end.saturating_duration_since(Instant::now());
@@ -153,7 +155,7 @@ impl FakeContainerd {
                 let seen: Vec<_> = shared.events.iter().map(Event::to_string).collect();
                 let attempts = shared.attempts;
                 drop(shared);
-                panic!("no {what} within {PATIENCE:?}; {attempts} attempts, taken: {seen:#?}");
+                panic!("no {what} within {:?}; {attempts} attempts, taken: {seen:#?}", patience());
             }
             shared = self.shared.1.wait_timeout(shared, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -194,25 +196,30 @@ fn serve(mut connection: UnixStream, shared: &Handle) {
     while let Ok(n @ 1..) = connection.read(&mut buffer) {
         bytes.extend_from_slice(&buffer[..n]);
         while let Some(frame) = Frame::take(&mut bytes) {
-            if let Some(code) = take(&frame, shared) {
+            // Answered before anybody can see what was taken: a stop that follows on the sight of an event does not find it
+            // unanswered, which would have it come again.
+            let mut state = lock(shared);
+            if let Some(code) = take(&frame, &mut state) {
                 let status = Status { code: EnumOrUnknown::new(code), ..Status::default() };
                 let response = Response { status: Some(status).into(), ..Response::default() };
                 let _ = connection.write_all(&Frame::response(frame.stream_id, &response).to_bytes());
             }
+            drop(state);
+            shared.1.notify_all();
         }
     }
 }
 
 /// Files the event of a request; `None` if there is to be no answer.
-fn take(frame: &Frame, shared: &Handle) -> Option<Code> {
+fn take(frame: &Frame, state: &mut Shared) -> Option<Code> {
     let request = Request::parse_from_bytes(&frame.payload).unwrap_or_default();
     if (request.service.as_str(), request.method.as_str()) != (SERVICE, "Forward") {
         return Some(Code::UNIMPLEMENTED);
     }
-    let mut state = lock(shared);
     state.attempts += 1;
-    let answer = match state.mood {
-        Mood::Accept => match event_of(&request.payload) {
+    match state.mood {
+        Mood::RefuseTopic(topic, code) if event_of(&request.payload).is_some_and(|e| e.topic == topic) => Some(code),
+        Mood::Accept | Mood::RefuseTopic(..) => match event_of(&request.payload) {
             Some(event) => {
                 state.events.push(event);
                 Some(Code::OK)
@@ -221,9 +228,7 @@ fn take(frame: &Frame, shared: &Handle) -> Option<Code> {
         },
         Mood::Refuse(code) => Some(code),
         Mood::Hang => None,
-    };
-    shared.1.notify_all();
-    answer
+    }
 }
 
 /// The event, if it passes what containerd demands of one.

@@ -11,7 +11,7 @@ use std::{env, fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Scene, programs};
+use crate::{Scene, eventually, programs};
 
 /// How one command of the runtime behaves, other than well.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +22,12 @@ pub enum Behaviour {
     FailWithoutLog(String),
     /// Does its work and fails all the same, with this message.
     FailAfterwards(String),
+    /// Starts a process in its own process group that has nothing to do with the container, and fails with this message.
+    FailAndLeave(String),
+    /// Is killed; nothing was done.
+    Die,
+    /// Does its work and is killed then.
+    DieAfterwards,
     /// Never ends; nothing was done.
     Hang,
     /// Does its work and then never ends.
@@ -30,7 +36,8 @@ pub enum Behaviour {
     DoNothing,
     /// Does its work but for the pid file.
     NoPidFile,
-    /// Does its work and ends only after the process that it started has ended.
+    /// Does its work and ends only after the process that it started has ended and was reaped: not as its own child, but
+    /// as the shim's.
     OutlastProcess,
     /// Begins only once this file exists.
     WaitFor(PathBuf),
@@ -87,6 +94,13 @@ impl FakeRuntime {
         });
     }
 
+    /// From now on calls of `command` stand before a gate, until it is opened.
+    pub fn hold(&self, command: &'static str) -> Gate<'_> {
+        let path = self.program.with_file_name(format!("gate-{command}"));
+        self.on(command, Behaviour::WaitFor(path.clone()));
+        Gate { runtime: self, command, path, before: self.calls_of(command).len() }
+    }
+
     fn change(&self, change: impl FnOnce(&mut Script)) {
         let path = self.program.with_file_name(SCRIPT);
         let mut script = read_script(&self.program);
@@ -105,6 +119,35 @@ impl FakeRuntime {
     /// The calls of one command.
     pub fn calls_of(&self, command: &str) -> Vec<Call> {
         self.calls().into_iter().filter(|c| c.args.iter().any(|a| a == command)).collect()
+    }
+}
+
+/// What holds the calls of one command, see [`FakeRuntime::hold`].
+#[derive(Debug)]
+pub struct Gate<'a> {
+    runtime: &'a FakeRuntime,
+    command: &'static str,
+    path: PathBuf,
+    before: usize,
+}
+
+impl Gate<'_> {
+    /// Waits until a call stands before it.
+    #[track_caller]
+    pub fn reached(&self) {
+        eventually("the runtime should be asked", || {
+            let calls = self.runtime.calls_of(self.command).len();
+            if calls > self.before { Ok(()) } else { Err(format!("{calls} calls of {}", self.command)) }
+        });
+    }
+
+    /// Lets the calls go on, and those to come too.
+    ///
+    /// # Panics
+    /// If the scene cannot be written.
+    pub fn open(self) {
+        self.runtime.clear(self.command);
+        fs::write(self.path, "").expect("the scene is writable");
     }
 }
 

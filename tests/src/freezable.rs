@@ -8,7 +8,7 @@ use std::process::{ChildStdin, ChildStdout, Stdio};
 
 use crate::process::ChildProcess;
 use crate::shim::{EVENTS_SOCKET, NAMESPACE};
-use crate::{Bundle, FakeWorld, Shim, programs};
+use crate::{Bundle, FakeWorld, Launch, Scene, Shim, programs};
 
 /// The program with the shim in it.
 #[derive(Debug)]
@@ -25,7 +25,15 @@ impl Freezable {
     /// If the program cannot be started.
     #[track_caller]
     pub fn start(world: &FakeWorld, bundle: &Bundle) -> (Self, Shim) {
-        let scene = &world.scene;
+        Self::serve(&world.scene, bundle, &world.launch(bundle))
+    }
+
+    /// As [`Freezable::start`], for a container that is made as `launch` says.
+    ///
+    /// # Panics
+    /// As there.
+    #[track_caller]
+    pub fn serve(scene: &Scene, bundle: &Bundle, launch: &Launch<'_>) -> (Self, Shim) {
         let address = format!("unix://{}", scene.path("f.sock").display());
         let mut command = scene.command(programs::test_program("freeze-host"));
         command.args([NAMESPACE, bundle.id(), &address]).arg(scene.path(EVENTS_SOCKET));
@@ -34,7 +42,7 @@ impl Freezable {
         let answers = BufReader::new(host.child().stdout.take().expect("piped"));
         let mut this = Self { commands, answers, _host: host };
         this.expect("ready");
-        (this, world.launch(bundle).attach(&address))
+        (this, launch.attach(&address))
     }
 
     /// Freezes the shim and thaws it at once.
@@ -59,7 +67,7 @@ impl Freezable {
     /// Freezes and thaws it until `enough`, and returns how often.
     #[track_caller]
     pub fn keep_freezing_until(&mut self, mut enough: impl FnMut() -> bool) -> usize {
-        let end = std::time::Instant::now() + crate::eventually::PATIENCE;
+        let end = std::time::Instant::now() + crate::eventually::patience();
         let mut rounds = 0;
         while !enough() {
             assert!(std::time::Instant::now() < end, "not enough after {rounds} rounds");

@@ -10,8 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// How long anything may take before a test gives up on it.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::eventually::patience;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -71,18 +70,31 @@ fn busybox() -> PathBuf {
     found.expect("a static busybox: HOLDFAST_TEST_BUSYBOX, /usr/bin/busybox or target/peers (`make peers`)")
 }
 
+/// Makes a root file system of a static busybox and a few of its names.
+///
+/// # Panics
+/// If it cannot be made, or is there.
+pub fn make_rootfs(at: &Path) {
+    let bin = at.join("bin");
+    fs::create_dir_all(&bin).expect("a root file system can be made");
+    crate::process::copy_program(busybox().as_ref(), &bin.join("busybox"));
+    for applet in ["sh", "sleep", "cat", "echo", "id", "ifconfig", "kill"] {
+        std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("a link can be made");
+    }
+}
+
 /// Waits until `look` gives something.
 ///
 /// # Panics
 /// When that takes too long, with `what`.
 #[track_caller]
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + patience();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < end, "{what}: not within {:?}", patience());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -109,28 +121,88 @@ impl Holdfastd {
         // Short: paths of sockets go below it.
         let root = std::env::temp_dir().join(format!("hf-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
-        let bin = root.join("rootfs/bin");
-        fs::create_dir_all(&bin).expect("a root file system can be made");
-        crate::process::copy_program(busybox().as_ref(), &bin.join("busybox"));
-        for applet in ["sh", "sleep", "cat", "echo", "id", "ifconfig", "kill"] {
-            std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("a link can be made");
-        }
+        make_rootfs(&root.join("rootfs"));
         let mut this = Self { root, daemon: None };
+        this.configure("live-restore = true\n");
         this.restart();
         this
     }
 
+    /// Replaces its settings file. Unless a test says otherwise, live-restore is on and all else as it is by default.
+    pub fn configure(&self, settings: &str) {
+        fs::write(self.settings_file(), settings).expect("the settings can be written");
+    }
+
+    /// Its settings file.
+    pub fn settings_file(&self) -> PathBuf {
+        self.root.join("holdfastd.toml")
+    }
+
     /// Starts the supervisor (again) and waits until it answers.
     pub fn restart(&mut self) {
-        assert!(self.daemon.is_none(), "one at a time");
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_of_supervisor());
+        self.restart_with(&[]);
+    }
+
+    /// As [`Holdfastd::restart`], with more in its environment.
+    pub fn restart_with(&mut self, environment: &[(&str, &str)]) {
+        self.launch_with(environment, &[]);
+        self.restored();
+    }
+
+    /// Starts it with these flags and does not wait for anything.
+    pub fn launch_with(&mut self, environment: &[(&str, &str)], flags: &[&str]) {
+        let mut command = self.daemon_command();
+        command.envs(environment.iter().copied()).args(flags);
+        self.launch(command);
+    }
+
+    /// How the supervisor is started here.
+    pub fn daemon_command(&self) -> Command {
         let mut command = self.command("holdfastd");
+        command.arg("--config").arg(self.settings_file());
         if let Some(shim) = std::env::var_os("HOLDFAST_SHIM") {
             command.arg("--shim").arg(shim);
         }
+        command
+    }
+
+    /// Starts the supervisor by a command that becomes it, and waits for nothing; returns its pid.
+    pub fn launch(&mut self, mut command: Command) -> u32 {
+        assert!(self.daemon.is_none(), "one at a time");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_of_supervisor());
         let child = command.stdin(Stdio::null()).stderr(log.expect("a log can be opened")).spawn();
-        self.daemon = Some(child.expect("holdfastd can be started"));
+        self.daemon.insert(child.expect("holdfastd can be started")).id()
+    }
+
+    /// Its pid.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("it runs").id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.daemon_pid().cast_signed()), signal).expect("it can be signalled");
+    }
+
+    /// Waits until it has ended by itself; returns its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
+        let mut child = self.daemon.take().expect("it runs");
+        let status = until("holdfastd ends", || child.try_wait().expect("it can be waited for"));
+        status.code()
+    }
+
+    /// Waits until the supervisor answers.
+    pub fn answers(&self) {
         until("holdfastd answers", || (self.holdfast(&["info"]).code == 0).then_some(()));
+    }
+
+    /// Waits until the supervisor has classified every container; returns its report, as JSON.
+    pub fn restored(&self) -> Value {
+        until("the restore is done", || {
+            let mut info: Value = serde_json::from_str(&self.holdfast(&["--json", "info"]).out).ok()?;
+            let report = info["restore"].take();
+            (!report["at"].as_str()?.is_empty()).then_some(report)
+        })
     }
 
     /// Kills the supervisor with SIGKILL.
@@ -142,9 +214,8 @@ impl Holdfastd {
 
     /// Ends the supervisor with SIGTERM; returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
-        let mut child = self.daemon.take().expect("it runs");
-        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("it can be signalled");
-        child.wait().expect("it can be waited for").code()
+        self.signal(Signal::SIGTERM);
+        self.ended()
     }
 
     /// What the supervisor logged.
@@ -190,11 +261,29 @@ impl Holdfastd {
 
     /// How the last restore classified a container.
     pub fn class(&self, name: &str) -> String {
-        let text = self.holdfast(&["--json", "doctor"]).out;
-        let report: Value = serde_json::from_str(&text).expect("doctor prints JSON");
-        let list = report["containers"].as_array().expect("a list").clone();
-        let one = list.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("{name} is not in {report}"));
-        one["class"].as_str().expect("a word").to_owned()
+        self.restoration(name)["class"].as_str().expect("a word").to_owned()
+    }
+
+    /// What the report of the last restore says of a container, named by name or id.
+    pub fn restoration(&self, container: &str) -> Value {
+        let report = self.restored();
+        let list = report["containers"].as_array().expect("a list");
+        let one = list.iter().find(|c| c["name"] == container || c["id"] == container);
+        one.unwrap_or_else(|| panic!("{container} is not in {report}")).clone()
+    }
+
+    /// What `doctor` says needs attention of the supervisor, the shims and their files. What it says of the machine is left
+    /// out: tests run on any.
+    pub fn attention(&self) -> Vec<String> {
+        let said = self.holdfast(&["--json", "doctor"]);
+        let report: Value = serde_json::from_str(&said.out).expect("the findings are JSON");
+        let findings = report["findings"].as_array().expect("a list");
+        let text = |finding: &Value, key: &str| finding[key].as_str().expect("a text").to_owned();
+        let ours = ["holdfastd", "restore", "shims", "shim-version", "stale-files"];
+        let wanting = findings.iter().filter(|f| f["level"] != "ok" && ours.contains(&text(f, "check").as_str()));
+        let wanting: Vec<String> = wanting.map(|f| format!("{}: {}", text(f, "check"), text(f, "message"))).collect();
+        assert!(wanting.is_empty() || said.code == 1, "{said:?}");
+        wanting
     }
 
     /// The root file system that containers get.

@@ -10,31 +10,46 @@
 //!     ├── Bundle ── Shim ── Connection          the shim under test, spoken to frame by frame
 //!     ├── FakeContainerd                        takes its events
 //!     ├── FakeRuntime                           what it believes to be runc (ring 2)
-//!     └── Containerd                            a private one, with ctr (ring 3)
+//!     └── Containerd ── Container               a private one of any version, with its ctr (ring 3); see matrix
 //! ```
 //!
 //! Ring 2 starts in `tests/lifecycle.rs`, ring 3 in `tests/with_containerd.rs`.
 
 pub mod bundle;
+pub mod container;
 pub mod containerd;
+pub mod disk;
 pub mod eventually;
 pub mod fake_containerd;
 pub mod fake_runtime;
+pub mod figures;
 pub mod freezable;
 pub mod holdfastd;
+pub mod image;
+pub mod journal;
+pub mod logger;
+pub mod machine;
+pub mod matrix;
+pub mod numbered;
 pub mod oci_bundle;
 pub mod parity;
 pub mod process;
 pub mod programs;
+#[cfg(target_arch = "x86_64")]
+pub mod sabotage;
 pub mod scene;
 pub mod shim;
 pub mod skip;
 pub mod stdio;
 pub mod sys;
+pub mod tracer;
+pub mod traps;
+pub mod window;
 pub mod wire;
 pub mod world;
 
 pub use bundle::Bundle;
+pub use disk::Disk;
 pub use eventually::eventually;
 pub use fake_containerd::FakeContainerd;
 pub use fake_runtime::FakeRuntime;
@@ -43,4 +58,5 @@ pub use process::Process;
 pub use scene::Scene;
 pub use shim::{Launch, Shim};
 pub use stdio::{Reader, Stdio};
+pub use window::Window;
 pub use world::FakeWorld;

@@ -192,9 +192,9 @@ impl Drop for Bundle {
 /// Asks until there is an answer.
 ///
 /// # Panics
-/// When there is none after ten seconds; names what was waited for.
+/// When there is none in time; names what was waited for.
 pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + crate::eventually::patience();
     loop {
         if let Some(answer) = ask() {
             return answer;

@@ -243,9 +243,16 @@ impl<'a> Runtime<'a> {
         serde_json::from_str(&self.must(stage, &["state", id]).stdout).expect("state prints JSON")
     }
 
-    /// Removes the container whatever its state.
+    /// Removes the container whatever its state, and returns once no thread of its first process is left: runc takes a
+    /// process for dead when its first thread is, and the next container gets the same control group.
     fn sweep(&self, stage: &Stage, id: &str) {
+        let state = serde_json::from_str::<Value>(&self.call(stage, &["state", id]).stdout).unwrap_or_default();
         self.call(stage, &["delete", "--force", id]);
+        let Some(pid) = state["pid"].as_u64().filter(|pid| *pid > 0) else { return };
+        eventually("every thread of a killed process should end", || match process::living_threads(pid) {
+            0 => Ok(()),
+            living => Err(living),
+        });
     }
 
     /// Runs a specification from create to delete and returns all facts. A failed create or start is a fact too.

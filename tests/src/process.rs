@@ -4,13 +4,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
 use std::{fs, thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::eventually::eventually;
+use crate::eventually::{eventually, patience};
 
 /// A process that is not necessarily our child. Killed with SIGKILL when dropped, unless it is gone.
 #[derive(Debug)]
@@ -39,6 +38,12 @@ fn stat(pid: u32) -> Option<Stat> {
 /// Whether `pid` runs: a process that only waits to be reaped does not.
 pub fn is_alive(pid: u32) -> bool {
     stat(pid).is_some_and(|s| !matches!(s.state, 'Z' | 'X'))
+}
+
+/// How many threads of `pid` run; more than none also when the first one, which stands for the process, has ended.
+pub fn living_threads(pid: u64) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).filter(|thread| is_alive(*thread)).count()
 }
 
 /// The state letter of `/proc/PID/stat`, as in proc_pid_stat(5).
@@ -147,9 +152,30 @@ impl ChildProcess {
         Self(command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}")))
     }
 
+    /// Starts one under a pid that was another's, who must be gone: the kernel is told, again and again, that the last pid
+    /// which it gave was the one before (proc_sys_kernel(5): ns_last_pid). Takes root.
+    ///
+    /// # Panics
+    /// If it cannot be started, or the pid remains in use.
+    #[track_caller]
+    pub fn spawn_as(pid: u32, command: &mut Command) -> Self {
+        eventually(&format!("pid {pid} should be given again"), || {
+            fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())
+                .unwrap_or_else(|e| panic!("cannot write ns_last_pid: {e}"));
+            // Somebody else's child or thread may come in between. What came instead is killed when it is dropped.
+            let child = Self::spawn(command);
+            if child.pid() == pid { Ok(child) } else { Err(child.pid()) }
+        })
+    }
+
     /// Its pid.
     pub fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Whether it runs still.
+    pub fn is_alive(&self) -> bool {
+        is_alive(self.pid())
     }
 
     /// The child itself, for its pipes.
@@ -196,7 +222,7 @@ pub fn copy_program(from: &Path, to: &Path) {
 /// Runs a short command to its end, with nothing on stdin.
 ///
 /// # Panics
-/// If it does not start, or takes more than a minute; it is killed then.
+/// If it does not start, or takes more than twice [`patience`]; it is killed then.
 #[track_caller]
 pub fn run(command: &mut Command) -> Output {
     run_with_input(command, b"")
@@ -218,7 +244,7 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     thread::spawn(move || stdin.write_all(&input));
     let (finished, result) = mpsc::channel();
     thread::spawn(move || finished.send(child.wait_with_output()));
-    match result.recv_timeout(Duration::from_secs(60)) {
+    match result.recv_timeout(2 * patience()) {
         Ok(output) => output.unwrap_or_else(|e| panic!("{command:?}: {e}")),
         Err(_) => {
             let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);

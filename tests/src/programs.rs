@@ -1,4 +1,4 @@
-//! Where the programs are: ours in `bin/`, those of others in `target/peers/bin/`.
+//! Where the programs are: ours in `bin/`, those of others in `target/peers/`, see `tests/peers.sh`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -29,14 +29,55 @@ pub fn shim() -> PathBuf {
     env::var_os("HOLDFAST_SHIM").map_or_else(|| ours("containerd-shim-holdfast-v2"), PathBuf::from)
 }
 
-/// The directory of the peers: `HOLDFAST_PEERS_DIR`, else `target/peers`, with a folder `bin` in it.
+/// Where `tests/peers.sh` puts everything: `HOLDFAST_PEERS_DIR`, else `target/peers`.
+fn peers_root() -> PathBuf {
+    env::var_os("HOLDFAST_PEERS_DIR").map_or_else(|| repository().join("target/peers"), PathBuf::from)
+}
+
+/// The directory of the peers' programs.
 pub fn peers_dir() -> PathBuf {
-    env::var_os("HOLDFAST_PEERS_DIR").map_or_else(|| repository().join("target/peers"), PathBuf::from).join("bin")
+    peers_root().join("bin")
+}
+
+/// A containerd of the matrix, by the numbers that decide how it behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// 1.6.
+    V1_6,
+    /// 1.7.
+    V1_7,
+    /// 2.1.
+    V2_1,
+}
+
+impl Version {
+    /// From the oldest.
+    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2_1];
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1_6 => "1.6",
+            Self::V1_7 => "1.7",
+            Self::V2_1 => "2.1",
+        }
+    }
+}
+
+/// The directory with containerd of this version, its ctr and its own shim.
+pub fn containerd_dir(version: Version) -> PathBuf {
+    peers_root().join(format!("containerd-{}", version.name())).join("bin")
 }
 
 /// A peer, if `tests/peers.sh` could provide it.
 pub fn peer(name: &str) -> Option<PathBuf> {
     let path = peers_dir().join(name);
+    path.exists().then_some(path)
+}
+
+/// A program that comes with containerd of this version, if `tests/peers.sh` could provide it.
+pub fn peer_of(version: Version, name: &str) -> Option<PathBuf> {
+    let path = containerd_dir(version).join(name);
     path.exists().then_some(path)
 }
 

@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::eventually::{PATIENCE, within};
+use crate::eventually::{eventually, patience, within};
 use crate::{process, programs};
 
 /// The environment variable that marks every process which a test started, however indirectly.
@@ -40,6 +40,10 @@ impl Scene {
         let base = std::env::var_os("HOLDFAST_TEST_DIR").unwrap_or_else(|| "/tmp".into());
         let dir = Path::new(&base).join(&id);
         DirBuilder::new().mode(0o700).create(&dir).unwrap_or_else(|e| panic!("cannot make {}: {e}", dir.display()));
+        // However full the disk of the tests is.
+        let settings = dir.join("shim.toml");
+        fs::write(&settings, "[output]\nfree-floor = 0\n")
+            .unwrap_or_else(|e| panic!("cannot write {}: {e}", settings.display()));
         Self { id, dir }
     }
 
@@ -89,9 +93,26 @@ impl Scene {
             (MARK, self.id.clone()),
             ("HOLDFAST_RUN_DIR", text(self.run_dir())),
             ("HOLDFAST_STATE_DIR", text(self.dir.join("v"))),
+            ("HOLDFAST_SHIM_CONFIG", text(self.dir.join("shim.toml"))),
             ("XDG_RUNTIME_DIR", text(self.dir.clone())),
             ("PATH", path),
         ]
+    }
+
+    /// All files in the run directory but locks: nothing when there is no container.
+    pub fn run_files(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        files_below(&self.run_dir(), &mut found);
+        found
+    }
+
+    /// Waits until no events wait in the run directory any more, and gives its files.
+    #[track_caller]
+    pub fn run_files_but_events(&self) -> Vec<String> {
+        eventually("the events should be delivered", || match self.run_files() {
+            files if files.iter().any(|file| file.ends_with(".events")) => Err(files),
+            files => Ok(files),
+        })
     }
 
     /// What is left of this scene, one line each: processes, mounts, control groups, sockets.
@@ -133,7 +154,12 @@ impl Scene {
 
     /// After a failure: ends and removes what is left, so that the next test is not disturbed.
     fn clean(&self) {
-        let _ = within(PATIENCE, || {
+        // The frozen do not die.
+        for group in self.cgroups() {
+            let _ = fs::write(group.join("freezer.state"), "THAWED");
+            let _ = fs::write(group.join("cgroup.freeze"), "0");
+        }
+        let _ = within(patience(), || {
             let pids = self.processes();
             for pid in &pids {
                 let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
@@ -166,7 +192,7 @@ impl Drop for Scene {
         let left = if thread::panicking() {
             Vec::new()
         } else {
-            let settled = within(PATIENCE, || {
+            let settled = within(patience(), || {
                 let left = self.leftovers();
                 if left.is_empty() { Ok(()) } else { Err(left) }
             });
@@ -180,6 +206,16 @@ impl Drop for Scene {
             let _ = fs::remove_dir_all(&self.dir);
         }
         assert!(left.is_empty() || thread::panicking(), "left over:\n  {}", left.join("\n  "));
+    }
+}
+
+fn files_below(dir: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            files_below(&entry.path(), found);
+        } else if entry.path().extension().is_none_or(|e| e != "lock") {
+            found.push(entry.path().display().to_string());
+        }
     }
 }
 

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
-    DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest,
-    ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-    StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse,
+    ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
+    StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::shim::oci::Options;
+use containerd_shim_protos::bootstrap_api::BootstrapResult;
+use containerd_shim_protos::shim::oci::{CheckpointOptions, Options};
+use holdfast_proto::control::{OutputRequest, OutputResponse};
+use holdfast_proto::service;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use serde_json::Value;
@@ -28,6 +31,9 @@ pub const NAMESPACE: &str = "tests";
 
 /// The service that containerd 1.x calls, and 2.x for shims that answer `start` with a plain address.
 pub const TASK: &str = "containerd.task.v2.Task";
+
+/// The same service as the shims of containerd 2.x call it.
+const TASK_V3: &str = "containerd.task.v3.Task";
 
 /// The name of the socket in the scene's directory on which containerd would take events.
 pub const EVENTS_SOCKET: &str = "e.sock";
@@ -58,6 +64,8 @@ pub struct Shim {
     options: Option<Any>,
     address: String,
     process: Process,
+    /// Ours has the task service under both of its names, others may not.
+    service: &'static str,
     /// The connection on which the methods below call.
     pub connection: Connection,
 }
@@ -145,15 +153,29 @@ impl<'a> Launch<'a> {
 
     /// Runs `start` and returns what it left, whatever that is.
     pub fn run_start(&self) -> Output {
+        let (mut command, stdin) = self.start_command();
+        process::run_with_input(&mut command, &stdin)
+    }
+
+    /// The command line of `start`, not run yet, and what belongs on its stdin.
+    pub fn start_command(&self) -> (std::process::Command, Vec<u8>) {
         let options = || self.options.as_ref().map(|o| o.write_to_bytes().expect("a message encodes"));
-        let stdin = self.stdin.clone().or_else(options).unwrap_or_default();
-        process::run_with_input(self.command().current_dir(&self.bundle_dir).arg("start"), &stdin)
+        let mut command = self.command();
+        command.current_dir(&self.bundle_dir).arg("start");
+        (command, self.stdin.clone().or_else(options).unwrap_or_default())
+    }
+
+    /// The command line of `delete`, not run yet.
+    pub fn delete_command(&self) -> std::process::Command {
+        let mut command = self.command();
+        command.current_dir(&self.bundle_dir).arg("-bundle").arg(&self.bundle_dir).arg("delete");
+        command
     }
 
     /// Runs `start` and connects.
     ///
     /// # Panics
-    /// If `start` fails, writes to stderr, or answers with anything but a plain address that can be dialled.
+    /// If `start` fails, writes to stderr, or answers with anything but an address that can be dialled.
     #[track_caller]
     pub fn start(&self) -> Shim {
         let output = self.run_start();
@@ -161,8 +183,7 @@ impl<'a> Launch<'a> {
         assert!(output.status.success(), "start failed ({}): {stderr}", output.status);
         // containerd reads both streams as one reply.
         assert_eq!(stderr, "", "a successful start is silent");
-        let address = String::from_utf8(output.stdout).expect("an address is text");
-        self.attach(&address)
+        self.attach(&reply_address(&output.stdout))
     }
 
     /// Connects to the shim at `address`, which is in charge of this launch's container.
@@ -174,26 +195,32 @@ impl<'a> Launch<'a> {
         let connection = Connection::open(address);
         let mut connection = connection.unwrap_or_else(|e| panic!("cannot connect to {address:?}: {e}"));
         let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
-        let reply: ConnectResponse = connection.call(TASK, "Connect", &request).expect("Connect never fails");
+        let mut service = TASK;
+        let mut reply = connection.call(service, "Connect", &request);
+        if self.binary.is_some() && reply.is_err() {
+            service = TASK_V3;
+            reply = connection.call(service, "Connect", &request);
+        }
+        let reply: ConnectResponse = reply.expect("Connect never fails");
         Shim {
             id: self.id.clone(),
             bundle_dir: self.bundle_dir.clone(),
             options: self.options.clone(),
             address: address.into(),
             process: Process::of(reply.shim_pid),
+            service,
             connection,
         }
     }
 
     /// Runs the `delete` command and returns what it left.
     pub fn run_delete(&self) -> Output {
-        self.run_delete_in(&self.bundle_dir)
+        process::run(&mut self.delete_command())
     }
 
     /// As [`Launch::run_delete`], in another working directory than the bundle.
     pub fn run_delete_in(&self, dir: &Path) -> Output {
-        let mut command = self.command();
-        process::run(command.current_dir(dir).arg("-bundle").arg(&self.bundle_dir).arg("delete"))
+        process::run(self.delete_command().current_dir(dir))
     }
 
     /// Runs the `delete` command, which must succeed.
@@ -221,6 +248,23 @@ impl<'a> Launch<'a> {
     }
 }
 
+/// The address in a reply of `start`: a `BootstrapResult`, else JSON, else a plain address, as containerd 2.3 reads it.
+///
+/// # Panics
+/// If it is none of them.
+#[track_caller]
+pub fn reply_address(reply: &[u8]) -> String {
+    if let Ok(result) = BootstrapResult::parse_from_bytes(reply) {
+        assert_eq!(result.protocol, "ttrpc");
+        return result.address;
+    }
+    let text = std::str::from_utf8(reply).expect("an address is text");
+    match serde_json::from_str::<Value>(text) {
+        Ok(json) => json["address"].as_str().expect("an address").to_owned(),
+        Err(_) => text.to_owned(),
+    }
+}
+
 /// What the `delete` command printed.
 ///
 /// # Panics
@@ -232,10 +276,38 @@ pub fn delete_response(output: &Output) -> DeleteResponse {
     DeleteResponse::parse_from_bytes(&output.stdout).expect("delete prints a DeleteResponse")
 }
 
+/// What CRI and Docker send to every runtime that is not named runc: `runtimeoptions.v1.Options`, by hand, since the
+/// protocol crate lacks it.
+///
+/// # Panics
+/// Never: it is written to memory.
+pub fn toml_options(config_path: &str, config_body: &str) -> Any {
+    let mut value = Vec::new();
+    let mut stream = protobuf::CodedOutputStream::vec(&mut value);
+    let type_name = "github.com/containerd/containerd/runtime/v2/runc/options.Options";
+    let written = stream
+        .write_string(1, type_name)
+        .and_then(|()| stream.write_string(2, config_path))
+        .and_then(|()| stream.write_bytes(3, config_body.as_bytes()))
+        .and_then(|()| stream.flush());
+    written.expect("memory takes it");
+    drop(stream);
+    Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Any::default() }
+}
+
 /// Runc's options as they travel.
 pub fn options_any(options: &Options) -> Any {
     let value = options.write_to_bytes().expect("a message encodes");
     Any { type_url: RUNC_OPTIONS.into(), value, ..Any::default() }
+}
+
+/// `LinuxResources` of the OCI specification as they travel.
+pub fn resources_any(resources: &Value) -> Any {
+    Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+        value: serde_json::to_vec(resources).expect("JSON encodes"),
+        ..Any::default()
+    }
 }
 
 impl Shim {
@@ -259,6 +331,11 @@ impl Shim {
         &self.process
     }
 
+    /// Its process and the connection, to end them one by one.
+    pub fn into_parts(self) -> (Process, Connection) {
+        (self.process, self.connection)
+    }
+
     /// A further connection.
     ///
     /// # Panics
@@ -269,7 +346,7 @@ impl Shim {
     }
 
     fn call<T: Message>(&mut self, method: &str, request: &impl Message) -> Result<T, CallError> {
-        self.connection.call(TASK, method, request)
+        self.connection.call(self.service, method, request)
     }
 
     /// The request that [`Shim::create`] sends.
@@ -293,6 +370,29 @@ impl Shim {
     pub fn create(&mut self, stdio: &Stdio) -> Result<CreateTaskResponse, CallError> {
         let request = self.create_request(stdio);
         self.call("Create", &request)
+    }
+
+    /// Create, from the checkpoint in the directory `image`.
+    pub fn create_from(&mut self, image: &Path, stdio: &Stdio) -> Result<CreateTaskResponse, CallError> {
+        let checkpoint = image.to_str().expect("ours").into();
+        let request = CreateTaskRequest { checkpoint, ..self.create_request(stdio) };
+        self.call("Create", &request)
+    }
+
+    /// Checkpoint, to the directory `image`.
+    pub fn checkpoint(&mut self, image: &Path, options: &CheckpointOptions) -> Result<Empty, CallError> {
+        let options = Any {
+            type_url: "containerd.runc.v1.CheckpointOptions".into(),
+            value: options.write_to_bytes().expect("a message encodes"),
+            ..Any::default()
+        };
+        let request = CheckpointTaskRequest {
+            id: self.id.clone(),
+            path: image.to_str().expect("ours").into(),
+            options: Some(options).into(),
+            ..CheckpointTaskRequest::default()
+        };
+        self.call("Checkpoint", &request)
     }
 
     /// Start; an empty exec id is the init process, here and below.
@@ -372,7 +472,7 @@ impl Shim {
     /// Sends Wait; the reply is to be had from the connection under the returned stream id.
     pub fn begin_wait(&mut self, exec_id: &str) -> u32 {
         let request = WaitRequest { id: self.id.clone(), exec_id: exec_id.into(), ..WaitRequest::default() };
-        self.connection.begin(TASK, "Wait", &request)
+        self.connection.begin(self.service, "Wait", &request)
     }
 
     /// Wait, which must succeed; returns the exit status.
@@ -401,14 +501,9 @@ impl Shim {
 
     /// Update.
     pub fn update(&mut self, resources: &Value) -> Result<Empty, CallError> {
-        let resources = Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
-            value: serde_json::to_vec(resources).expect("JSON encodes"),
-            ..Any::default()
-        };
         let request = UpdateTaskRequest {
             id: self.id.clone(),
-            resources: Some(resources).into(),
+            resources: Some(resources_any(resources)).into(),
             ..UpdateTaskRequest::default()
         };
         self.call("Update", &request)
@@ -439,6 +534,15 @@ impl Shim {
         self.call("Stats", &request)
     }
 
+    /// `Control.Output` of this container; with `measure` the shim looks at the disk, too.
+    ///
+    /// # Errors
+    /// The shim's refusal.
+    pub fn output(&mut self, measure: bool) -> Result<OutputResponse, CallError> {
+        let request = OutputRequest { id: self.id.clone(), measure, ..Default::default() };
+        self.connection.call(service::CONTROL, "Output", &request)
+    }
+
     /// Connect.
     pub fn connect(&mut self) -> Result<ConnectResponse, CallError> {
         let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
@@ -467,7 +571,7 @@ impl Shim {
     #[track_caller]
     pub fn shutdown_at_once(mut self) {
         self.request_shutdown();
-        while self.connection.read_frame(crate::eventually::PATIENCE).is_ok() {}
+        while self.connection.read_frame(crate::eventually::patience()).is_ok() {}
     }
 
     /// Kills the container if it runs, deletes it, shuts the shim down: for the end of a test that is about other things.

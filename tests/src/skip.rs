@@ -1,6 +1,13 @@
 //! Skipping a test, loudly: every skip is written down, and `make test` fails for one that is not permitted.
 
+use std::cell::RefCell;
 use std::{env, fs, thread};
+
+use crate::{Scene, process, programs};
+
+thread_local! {
+    static REASON: RefCell<Option<String>> = const { RefCell::new(None) };
+}
 
 /// Notes that the running test cannot run here, and why. The caller returns right after.
 ///
@@ -12,13 +19,31 @@ use std::{env, fs, thread};
 pub fn skip(reason: &str) {
     let name = thread::current().name().unwrap_or("unnamed").replace("::", "-");
     eprintln!("SKIPPED {name}: {reason}");
+    REASON.set(Some(reason.into()));
     if let Some(dir) = env::var_os("HOLDFAST_SKIPS_DIR") {
         let path = std::path::Path::new(&dir).join(&name);
         fs::write(&path, reason).unwrap_or_else(|e| panic!("cannot note a skip in {}: {e}", path.display()));
     }
 }
 
+/// Why this thread's test was skipped, if it was since the last call: with one test thread, all tests run on it.
+pub fn take_reason() -> Option<String> {
+    REASON.take()
+}
+
 /// Whether this process may do what ring 3 does.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// Why criu cannot do its part on this machine, if so.
+///
+/// # Panics
+/// If it cannot be run.
+#[track_caller]
+pub fn criu_refusal(scene: &Scene) -> Option<&'static str> {
+    let Some(criu) = programs::peer("criu") else { return Some("criu is neither installed nor to be had") };
+    let check = process::run(scene.command(criu).arg("check"));
+    eprint!("{}", String::from_utf8_lossy(&check.stderr));
+    (!check.status.success()).then_some("criu refuses this kernel")
 }

@@ -14,7 +14,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::Scene;
-use crate::eventually::PATIENCE;
+use crate::eventually::patience;
+use crate::numbered::Random;
 
 /// The three addresses of Create and Exec, and whether there is a terminal. Empty: not wanted.
 #[derive(Clone, Debug, Default)]
@@ -202,7 +203,7 @@ impl Reader {
 
     #[track_caller]
     fn wait(&self, what: &str, condition: impl Fn(&Seen) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience();
         let mut seen = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         while !condition(&seen) {
             let left = end.saturating_duration_since(Instant::now());
@@ -213,8 +214,9 @@ impl Reader {
                 let ended = seen.ended;
                 drop(seen);
                 panic!(
-                    "{}: no {what} within {PATIENCE:?}; {count} bytes, ended: {ended}, tail {tail:?}",
-                    self.path.display()
+                    "{}: no {what} within {:?}; {count} bytes, ended: {ended}, tail {tail:?}",
+                    self.path.display(),
+                    patience()
                 );
             }
             seen = self.shared.1.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -226,6 +228,32 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Reads about `count` bytes of a FIFO as one who comes, takes some or nothing and leaves, all at random, also in the middle
+/// of a line; `between` is done before each coming. What it has taken.
+///
+/// # Panics
+/// If there is not as much in time.
+#[track_caller]
+pub fn wander(path: impl AsRef<Path>, count: usize, random: &mut Random, mut between: impl FnMut()) -> Vec<u8> {
+    let path = path.as_ref();
+    let end = Instant::now() + patience();
+    let mut got = Vec::new();
+    while got.len() < count {
+        assert!(Instant::now() < end, "{}: only {} bytes within {:?}", path.display(), got.len(), patience());
+        between();
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let mut file = file.unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()));
+        let mut part = vec![0; 1 + random.below(50_000)];
+        let mut filled = 0;
+        for _ in 0..random.below(300) {
+            filled += file.read(&mut part[filled..]).unwrap_or(0);
+            thread::yield_now();
+        }
+        got.extend_from_slice(&part[..filled]);
+    }
+    got
 }
 
 fn read_until_end(mut file: File, stopped: &std::io::PipeReader, shared: &(Mutex<Seen>, Condvar)) {

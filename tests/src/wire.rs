@@ -12,7 +12,7 @@ use protobuf::Message;
 pub use ttrpc::proto::Code;
 use ttrpc::proto::{MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response};
 
-use crate::eventually::PATIENCE;
+use crate::eventually::patience;
 
 /// The length of a frame's header.
 pub const HEADER: usize = 10;
@@ -187,10 +187,10 @@ impl Connection {
     /// If the reply is not a `T`.
     #[track_caller]
     pub fn finish<T: Message>(&mut self, id: u32) -> Result<T, CallError> {
-        self.finish_within(id, PATIENCE)
+        self.finish_within(id, patience())
     }
 
-    /// As [`Connection::finish`], with another deadline than [`PATIENCE`].
+    /// As [`Connection::finish`], with another deadline than [`patience`].
     #[track_caller]
     pub fn finish_within<T: Message>(&mut self, id: u32, deadline: Duration) -> Result<T, CallError> {
         let end = Instant::now() + deadline;

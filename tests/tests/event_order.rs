@@ -11,7 +11,7 @@ use holdfast_tests::{FakeWorld, Process, Stdio, eventually};
 use serde_json::json;
 
 #[test]
-fn exit_before_start_returns_is_announced_after_start() {
+fn trap_01_exit_before_start_returns_is_announced_after_start() {
     let world = FakeWorld::new();
     // The runtime's `start` returns only after the process has ended and was reaped or is a zombie.
     world.runtime.on("start", Behaviour::OutlastProcess);
@@ -26,7 +26,7 @@ fn exit_before_start_returns_is_announced_after_start() {
 }
 
 #[test]
-fn exec_exit_before_start_returns_is_announced_after_start() {
+fn trap_01_exec_exit_before_start_returns_is_announced_after_start() {
     let world = FakeWorld::new();
     world.runtime.on("exec", Behaviour::OutlastProcess);
     let bundle = world.sleeper();
@@ -55,7 +55,7 @@ fn a_process_that_dies_before_start_is_announced_as_exited() {
 }
 
 #[test]
-fn the_exit_of_init_is_the_last() {
+fn trap_02_the_exit_of_init_is_the_last() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
     let mut shim = world.start(&bundle);
@@ -82,7 +82,7 @@ fn the_exit_of_init_is_the_last() {
 }
 
 #[test]
-fn with_a_shared_pid_namespace_the_rest_is_killed_first() {
+fn trap_27_with_a_shared_pid_namespace_the_rest_is_killed_first() {
     let world = FakeWorld::new();
     let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
     let mut shim = world.start(&bundle);
@@ -162,6 +162,151 @@ fn an_event_that_is_refused_for_now_is_sent_again() {
     world.containerd.set_mood(Mood::Accept);
     assert_eq!(world.containerd.wait_for(bundle.id(), "start"), ["create", "start"]);
     shim.discard();
+}
+
+#[test]
+fn trap_55_an_event_that_is_tried_again_is_not_overtaken() {
+    let world = FakeWorld::new();
+    // Whoever put the refused one aside and went on with the next would be found out.
+    world.containerd.set_mood(Mood::RefuseTopic("/tasks/create", Code::UNAVAILABLE));
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    shim.pause().unwrap();
+    shim.resume().unwrap();
+    world.containerd.wait_for_attempts(4);
+    assert_eq!(world.containerd.events().len(), 0);
+    world.containerd.set_mood(Mood::Accept);
+    let story = world.containerd.wait_for(bundle.id(), "resumed");
+    assert_eq!(story, ["create", "start", "paused", "resumed"]);
+    shim.discard();
+}
+
+#[test]
+fn trap_33_the_shim_ends_only_when_its_last_events_are_out() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    shim.kill("", 9).unwrap();
+    assert_eq!(shim.wait_status(""), 137);
+    world.containerd.wait_for(bundle.id(), "exit 137");
+    world.containerd.set_mood(Mood::Refuse(Code::UNAVAILABLE));
+    shim.delete("").unwrap();
+    shim.request_shutdown();
+    assert!(!shim.socket().exists(), "the socket goes first");
+    // Create, start and exit were taken; the delete is refused time and again, by a shim that is ending.
+    world.containerd.wait_for_attempts(3 + 4);
+    world.containerd.set_mood(Mood::Accept);
+    shim.process().wait_gone();
+    assert_eq!(world.containerd.story(bundle.id()).last().unwrap(), "delete 137");
+}
+
+#[test]
+fn trap_33_the_shim_ends_though_nobody_takes_its_last_events() {
+    let world = FakeWorld::new();
+    world.containerd.set_mood(Mood::Hang);
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.create(&Stdio::none()).unwrap();
+    shim.delete("").unwrap();
+    shim.shutdown();
+    assert_eq!(world.containerd.events().len(), 0);
+}
+
+#[test]
+fn trap_32_what_happens_while_the_shim_ends_is_still_queued_and_delivered() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let init = Process::of(shim.run(&Stdio::none()));
+    shim.exec("e", &["/bin/sh", "-c", "exit 3"], &Stdio::none()).unwrap();
+    world.containerd.wait_for(bundle.id(), "exec-added e");
+    // What waits keeps the shim from ending at once.
+    world.containerd.set_mood(Mood::Refuse(Code::UNAVAILABLE));
+    shim.start("e").unwrap();
+    assert_eq!(shim.wait_status("e"), 3);
+    shim.process().signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("the socket should be gone first", || if shim.socket().exists() { Err("there") } else { Ok(()) });
+    init.kill();
+    assert_eq!(shim.wait_status(""), 137, "connections are served to the end");
+    world.containerd.set_mood(Mood::Accept);
+    shim.process().wait_gone();
+    let story = world.containerd.story(bundle.id());
+    assert_eq!(story[story.len() - 3..], ["exec-started e", "exit e 3", "exit 137"]);
+    world.launch(&bundle).delete();
+}
+
+#[test]
+fn trap_03_only_the_exit_of_init_waits_for_others() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    for exec in ["long", "a", "b"] {
+        shim.exec(exec, &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+        shim.start(exec).unwrap();
+    }
+    let wait = shim.begin_wait("");
+    for exec in ["a", "b"] {
+        if exec == "b" {
+            // Init is dead, and its exit waits for `long`; that of `b` does not.
+            shim.kill("", 9).unwrap();
+        }
+        shim.kill(exec, 9).unwrap();
+        assert_eq!(shim.wait_status(exec), 137);
+        world.containerd.wait_for(bundle.id(), &format!("exit {exec} 137"));
+        shim.delete(exec).unwrap();
+    }
+    assert_eq!(shim.status("long"), Status::RUNNING);
+    assert!(!shim.connection.has_reply(wait));
+    shim.kill("long", 9).unwrap();
+    let _: containerd_shim_protos::api::WaitResponse = shim.connection.finish(wait).unwrap();
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn trap_27_nothing_is_killed_when_an_exec_ends_or_when_the_kernel_does_it() {
+    // With pids of its own even the death of init leaves the rest to the kernel; with shared ones that of an exec does.
+    for shared in [false, true] {
+        let world = FakeWorld::new();
+        let bundle = world.sleeper().configure(|c| {
+            if shared {
+                c["linux"]["namespaces"] = json!([{ "type": "mount" }]);
+            }
+        });
+        let mut shim = world.start(&bundle);
+        shim.run(&Stdio::none());
+        for exec in ["a", "b"] {
+            shim.exec(exec, &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+            shim.start(exec).unwrap();
+        }
+        shim.kill("a", 9).unwrap();
+        assert_eq!(shim.wait_status("a"), 137);
+        assert_eq!(shim.status("b"), Status::RUNNING);
+        if !shared {
+            shim.kill("", 9).unwrap();
+            let refused =
+                eventually("init's death should be known", || match shim.exec("x", &["/bin/true"], &Stdio::none()) {
+                    Err(refusal) => Ok(refusal.code()),
+                    Ok(_) => Err(shim.delete("x").unwrap()),
+                });
+            assert_eq!(refused, Code::FAILED_PRECONDITION);
+            shim.kill("b", 0).unwrap();
+        }
+        shim.kill("b", 9).unwrap();
+        shim.wait("b").unwrap();
+        // The last command that is run on it; what the death of init led to was run before.
+        let _ = shim.kill("", 9);
+        assert_eq!(shim.wait_status(""), 137);
+        shim.delete("").unwrap();
+        let mut kills = world.runtime.calls_of("kill");
+        kills.retain(|c| c.args.contains(&"--all".into()));
+        // With shared pids init's death has had its turn in the end.
+        assert_eq!(kills.len(), usize::from(shared), "{kills:?}");
+        shim.shutdown();
+    }
 }
 
 #[test]

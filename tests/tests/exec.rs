@@ -84,7 +84,7 @@ fn killing_what_never_started_is_a_failed_precondition() {
 }
 
 #[test]
-fn killing_an_exec_that_ended_is_not_found() {
+fn trap_25_killing_an_exec_that_ended_is_not_found() {
     let world = FakeWorld::new();
     let (_bundle, mut shim) = running(&world);
     shim.exec("e", &["/bin/true"], &Stdio::none()).unwrap();
@@ -109,7 +109,7 @@ fn a_running_exec_is_not_deleted() {
 }
 
 #[test]
-fn no_exec_starts_once_init_has_ended() {
+fn trap_04_no_exec_starts_once_init_has_ended() {
     let world = FakeWorld::new();
     let (_bundle, mut shim) = running(&world);
     shim.exec("e", &["/bin/true"], &Stdio::none()).unwrap();
@@ -140,7 +140,31 @@ fn a_program_that_does_not_exist_fails_start_in_the_runtimes_words() {
 }
 
 #[test]
-fn a_wait_on_an_exec_that_fails_to_start_never_says_zero() {
+fn trap_09_a_start_that_fails_may_be_tried_again_and_answers_who_waits_once() {
+    let world = FakeWorld::new();
+    let (_bundle, mut shim) = running(&world);
+    world.runtime.on("exec", Behaviour::Fail("no room".into()));
+    shim.exec("e", &["/bin/sh", "-c", "exit 3"], &Stdio::none()).unwrap();
+    for round in 0..3 {
+        let wait = shim.begin_wait("e");
+        let refusal = shim.start("e").unwrap_err();
+        assert_eq!(refusal.code(), Code::UNKNOWN, "{round}: {refusal:?}");
+        assert!(refusal.message().contains("no room"), "{round}: {refusal:?}");
+        let reply: Result<WaitResponse, _> = shim.connection.finish(wait);
+        assert_eq!(reply.unwrap_err().code(), Code::FAILED_PRECONDITION, "{round}");
+        assert_eq!(shim.status("e"), Status::CREATED, "{round}");
+    }
+    world.runtime.clear("exec");
+    let wait = shim.begin_wait("e");
+    shim.start("e").unwrap();
+    let reply: WaitResponse = shim.connection.finish(wait).unwrap();
+    assert_eq!(reply.exit_status, 3);
+    assert_eq!(shim.start("e").unwrap_err().code(), Code::FAILED_PRECONDITION, "and only once");
+    shim.discard();
+}
+
+#[test]
+fn trap_10_a_wait_on_an_exec_that_fails_to_start_never_says_zero() {
     let world = FakeWorld::new();
     let (_bundle, mut shim) = running(&world);
     shim.exec("e", &["/no/such/program"], &Stdio::none()).unwrap();
@@ -183,7 +207,7 @@ fn a_wait_before_start_is_answered_at_the_end() {
 }
 
 #[test]
-fn an_exec_called_init_does_not_stand_in_for_init() {
+fn trap_54_an_exec_called_init_does_not_touch_the_files_of_init() {
     let world = FakeWorld::new();
     let (bundle, mut shim) = running(&world);
     let init = shim.connect().unwrap().task_pid;
@@ -195,6 +219,7 @@ fn an_exec_called_init_does_not_stand_in_for_init() {
     assert_eq!(shim.wait_status("init"), 137);
     assert!(process::is_alive(init));
     shim.delete("init").unwrap();
+    assert_eq!(fs::read_to_string(bundle.path("init.pid")).unwrap(), init.to_string());
     shim.discard();
 }
 

@@ -1,8 +1,14 @@
 //! Ring 2: the exit status is true on every path on which it can be asked for.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+
+use containerd_shim_protos::api::{StartRequest, StartResponse, WaitResponse};
 use containerd_shim_protos::events::task::TaskExit;
-use holdfast_tests::{FakeWorld, Stdio};
+use holdfast_tests::fake_runtime::Behaviour;
+use holdfast_tests::shim::TASK;
+use holdfast_tests::stdio::make_fifo;
+use holdfast_tests::{FakeWorld, Stdio, eventually};
 
 /// Runs `script` as init, ends it by `signal` if there is one, and compares all answers.
 #[track_caller]
@@ -102,4 +108,83 @@ fn exec_137_by_sigkill() {
 #[test]
 fn exec_143_by_sigterm() {
     exec_exits_with("exec sleep 1000", Some(libc::SIGTERM), 143);
+}
+
+#[test]
+fn trap_23_no_exit_is_lost_when_many_come_at_once() {
+    const COUNT: u32 = 60;
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    // All read it; its end releases all of them in one moment.
+    let gate = make_fifo(&world.scene, "gate");
+    let ready = world.scene.make_dir("ready");
+    let hold = fs::File::options().read(true).write(true).open(&gate).unwrap();
+    let name = |n: u32| format!("e{n}");
+    for n in 0..COUNT {
+        let (gate, ready) = (gate.display(), ready.join(name(n)).display().to_string());
+        let script = format!("exec 3<{gate}; : >{ready}; read x <&3; exit {n}");
+        shim.exec(&name(n), &["/bin/sh", "-c", &script], &Stdio::none()).unwrap();
+        shim.start(&name(n)).unwrap();
+    }
+    eventually("all should stand before the gate", || match fs::read_dir(&ready).unwrap().count() {
+        n if n == COUNT as usize => Ok(()),
+        n => Err(n),
+    });
+    let waits: Vec<u32> = (0..COUNT).map(|n| shim.begin_wait(&name(n))).collect();
+    drop(hold);
+    for (n, wait) in (0..COUNT).zip(waits) {
+        let reply: WaitResponse = shim.connection.finish(wait).unwrap();
+        assert_eq!(reply.exit_status, n);
+    }
+    let is_exit = |l: &&String| l.starts_with("exit e");
+    let enough = |story: &[String]| story.iter().filter(is_exit).count() >= COUNT as usize;
+    let mut exits: Vec<String> =
+        world.containerd.wait_until(bundle.id(), enough).into_iter().filter(|l| is_exit(&l)).collect();
+    let mut expected: Vec<String> = (0..COUNT).map(|n| format!("exit e{n} {n}")).collect();
+    exits.sort();
+    expected.sort();
+    assert_eq!(exits, expected);
+    shim.discard();
+}
+
+#[test]
+fn trap_24_orphans_that_die_meanwhile_take_no_call_its_status() {
+    let world = FakeWorld::new();
+    // Each of these is a child of the shim by the time it ends, since its parent has gone before it.
+    let bundle = world.script("while :; do (/bin/sleep 0.01 &); done");
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    world.runtime.on("update", Behaviour::Fail("not that".into()));
+    for round in 0..10 {
+        let names: Vec<String> = (0..4).map(|n| format!("e{round}-{n}")).collect();
+        let mut starts = Vec::new();
+        for (n, name) in names.iter().enumerate() {
+            shim.exec(name, &["/bin/sh", "-c", &format!("exit {n}")], &Stdio::none()).unwrap();
+            let (id, exec_id) = (bundle.id().to_owned(), name.clone());
+            let request = StartRequest { id, exec_id, ..Default::default() };
+            starts.push(shim.connection.begin(TASK, "Start", &request));
+        }
+        // A call that succeeds succeeds, and one that fails fails in its own words.
+        shim.kill("", 0).unwrap();
+        let refusal = shim.update(&serde_json::json!({})).unwrap_err();
+        assert!(refusal.message().ends_with("update failed: not that"), "{refusal:?}");
+        for start in starts {
+            let _: StartResponse = shim.connection.finish(start).unwrap();
+        }
+        for (n, name) in names.iter().enumerate() {
+            assert_eq!(shim.wait_status(name), u32::try_from(n).unwrap());
+            assert_eq!(shim.delete(name).unwrap().exit_status, u32::try_from(n).unwrap());
+        }
+    }
+    shim.kill("", 9).unwrap();
+    assert_eq!(shim.wait_status(""), 137);
+    shim.delete("").unwrap();
+    let pid = shim.process().pid();
+    eventually("no zombie should be left", || {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        if children.trim().is_empty() { Ok(()) } else { Err(children) }
+    });
+    shim.shutdown();
 }

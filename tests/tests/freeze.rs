@@ -138,6 +138,98 @@ fn output_that_nobody_reads_waits_for_its_reader() {
     shim.shutdown();
 }
 
+/// Reads some of it and leaves.
+fn take(stdio: &Stdio, least: usize) -> Vec<u8> {
+    let reader = Reader::open(&stdio.stdout);
+    reader.wait_for_bytes(least);
+    reader.leave()
+}
+
+#[test]
+fn what_is_kept_for_an_absent_reader_is_kept_at_any_byte_of_it() {
+    let world = FakeWorld::new();
+    let (script, expected) = counter(1_000);
+    let bundle = world.script(&script);
+    let (mut host, mut shim) = Freezable::start(&world, &bundle);
+    let stdio = Stdio::output(&world.scene, "io");
+    shim.run(&stdio);
+    let wait = shim.begin_wait("");
+    // While it is written, while it is read and written in turn, and while it is only read.
+    let mut got = Vec::new();
+    let mut rounds = 0;
+    host.keep_freezing_until(|| {
+        rounds += 1;
+        if rounds % 10 == 0 {
+            got.extend(take(&stdio, 1));
+        }
+        shim.connection.has_reply(wait)
+    });
+    assert!(rounds > 10, "it must be frozen while it is written, not {rounds} times");
+    assert!(got.len() < expected.len(), "something is left to be read");
+    let reader = Reader::open(&stdio.stdout);
+    host.keep_freezing_until(|| got.len() + reader.so_far().len() == expected.len());
+    got.extend(reader.leave());
+    assert!(String::from_utf8(got).unwrap() == expected);
+    assert_eq!(shim.wait_status(""), 0);
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn a_marker_for_what_was_dropped_is_not_lost() {
+    let world = FakeWorld::new();
+    let (script, expected) = counter(500);
+    let bundle = world.script(&script).configure(|spec| {
+        spec["annotations"] = serde_json::json!({
+            "holdfast.output.spill-limit": "64KiB", "holdfast.output.policy": "drop-oldest",
+        });
+    });
+    let (mut host, mut shim) = Freezable::start(&world, &bundle);
+    let stdio = Stdio::output(&world.scene, "io");
+    shim.run(&stdio);
+    let wait = shim.begin_wait("");
+    host.keep_freezing_until(|| shim.connection.has_reply(wait));
+    let before = eventually("all that was printed should be kept or dropped", || {
+        let seen = shim.output(false).unwrap().streams.swap_remove(0);
+        let sum = seen.kept_bytes + seen.dropped_bytes;
+        if sum == expected.len() as u64 { Ok(seen) } else { Err(sum) }
+    });
+    assert_eq!((before.spill_limit, before.policy.as_str(), before.bound.as_str()), (64 << 10, "drop-oldest", "limit"));
+    assert!(before.dropped_bytes > 0, "{before:?}");
+    host.freeze_and_thaw();
+    assert_eq!(shim.output(false).unwrap().streams[0], before);
+    let reader = Reader::open(&stdio.stdout);
+    host.freeze_and_thaw();
+    reader.wait_for("\n200000\n");
+    let text = String::from_utf8(reader.leave()).unwrap();
+    let (before, rest) = text.split_once("[holdfast: ").unwrap();
+    let (dropped, after) = rest.split_once(" bytes of stdout were dropped here: nobody read them]\n").unwrap();
+    assert!(expected.starts_with(before) && expected.ends_with(after));
+    assert_eq!(before.len() + dropped.parse::<usize>().unwrap() + after.len(), expected.len());
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn a_terminal_s_output_is_kept_over_a_freeze() {
+    const LINES: usize = 30_000;
+    let world = FakeWorld::new();
+    let bundle = world.script(&format!("seq {LINES}")).with_terminal();
+    let (mut host, mut shim) = Freezable::start(&world, &bundle);
+    let stdio = Stdio::terminal(&world.scene, "tty");
+    shim.run(&stdio);
+    let wait = shim.begin_wait("");
+    let mut got = take(&stdio, 10_000);
+    host.keep_freezing_until(|| shim.connection.has_reply(wait));
+    let reader = Reader::open(&stdio.stdout);
+    let expected: String = (1..=LINES).map(|n| format!("{n}\r\n")).collect();
+    host.keep_freezing_until(|| got.len() + reader.so_far().len() == expected.len());
+    got.extend(reader.leave());
+    assert!(String::from_utf8(got).unwrap() == expected);
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
 #[test]
 fn input_that_is_half_written_is_not_lost() {
     let world = FakeWorld::new();

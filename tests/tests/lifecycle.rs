@@ -4,6 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
+use containerd_shim_protos::api::{Empty, StartRequest};
 use holdfast_tests::fake_runtime::Behaviour;
 use holdfast_tests::shim::{NAMESPACE, Status, TASK};
 use holdfast_tests::wire::{CallError, Code};
@@ -198,6 +199,28 @@ fn pause_and_resume() {
 }
 
 #[test]
+fn trap_28_a_paused_container_that_dies_is_thawed_and_stopped() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let init = Process::of(shim.run(&Stdio::none()));
+    shim.exec("e", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+    shim.start("e").unwrap();
+    shim.pause().unwrap();
+    init.kill();
+    // What is left of it could neither end nor be deleted while it is frozen.
+    eventually("it should be thawed", || world.runtime.calls_of("resume").pop().ok_or("no call"));
+    shim.kill("e", 9).unwrap();
+    assert_eq!(shim.wait_status(""), 137);
+    assert_eq!(shim.status(""), Status::STOPPED);
+    assert_wrong_state(shim.resume());
+    let story = world.containerd.wait_for(bundle.id(), "exit 137");
+    assert_eq!(story[story.len() - 3..], ["paused", "exit e 137", "exit 137"]);
+    assert_eq!(shim.delete("").unwrap().exit_status, 137);
+    shim.shutdown();
+}
+
+#[test]
 fn update_hands_the_resources_to_the_runtime() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
@@ -269,7 +292,7 @@ fn a_group_shares_one_shim() {
 }
 
 #[test]
-fn state_answers_while_the_runtime_is_slow() {
+fn trap_07_state_answers_while_the_runtime_is_slow() {
     let world = FakeWorld::new();
     let first = world.sleeper().in_group("pod");
     let second = world.sleeper().in_group("pod");
@@ -297,6 +320,35 @@ fn state_answers_while_the_runtime_is_slow() {
     a.discard();
 }
 
+/// containerd asks every shim when it restarts, and gives up the task of one that does not answer in time.
+#[test]
+fn trap_42_pids_answers_while_a_call_of_the_runtime_runs() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let init = shim.create(&Stdio::none()).unwrap().pid;
+    // As a daemon that restarts does: on a connection of its own.
+    let mut observer = world.launch(&bundle).attach(shim.address());
+    // The id is the first field of them all, and the only one that these calls need.
+    let request = StartRequest { id: bundle.id().into(), ..StartRequest::default() };
+    for (command, method) in [("start", "Start"), ("pause", "Pause"), ("resume", "Resume"), ("delete", "Delete")] {
+        if command == "delete" {
+            shim.kill("", 9).unwrap();
+            assert_eq!(shim.wait_status(""), 137);
+        }
+        let gate = world.scene.path(format!("{command}.gate"));
+        world.runtime.on(command, Behaviour::WaitFor(gate.clone()));
+        let call = shim.connection.begin(TASK, method, &request);
+        eventually("the runtime should be asked", || world.runtime.calls_of(command).pop().ok_or(command));
+        let pids: Vec<u32> = observer.pids().unwrap().processes.iter().map(|p| p.pid).collect();
+        assert!(pids.contains(&init), "{command}: {pids:?}");
+        assert!(!shim.connection.has_reply(call), "{command}");
+        fs::write(gate, "").unwrap();
+        let _: Empty = shim.connection.finish(call).unwrap();
+    }
+    shim.shutdown();
+}
+
 #[test]
 fn a_create_whose_client_left_is_completed() {
     let world = FakeWorld::new();
@@ -314,11 +366,94 @@ fn a_create_whose_client_left_is_completed() {
     shim.discard();
 }
 
+/// containerd 1.7 and 2.1, when they restart while it is being created, do not serve before they have the answer.
+#[test]
+fn a_delete_does_not_wait_for_a_create_and_undoes_it() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let gate = world.scene.path("gate");
+    world.runtime.on("create", Behaviour::WaitFor(gate.clone()));
+    let request = shim.create_request(&Stdio::none());
+    let create = shim.connection.begin(TASK, "Create", &request);
+    eventually("the runtime should be asked", || world.runtime.calls_of("create").pop().ok_or("no call"));
+    assert_eq!(shim.delete("").unwrap_err().code(), Code::NOT_FOUND);
+    shim.request_shutdown();
+    assert!(!shim.connection.has_reply(create));
+    fs::write(gate, "").unwrap();
+    let refusal = shim.connection.finish::<Empty>(create).unwrap_err();
+    assert!(refusal.message().contains("deleted while it was being created"), "{refusal:?}");
+    shim.process().wait_gone();
+    assert_eq!(world.runtime.calls_of("delete").len(), 1);
+    let story = world.containerd.story(bundle.id());
+    assert!(story.is_empty(), "nobody heard of it: {story:?}");
+}
+
+#[test]
+fn trap_47_no_call_of_the_runtime_sees_notify_socket() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.launch(&bundle).env("NOTIFY_SOCKET", "/nonexistent").start();
+    shim.run(&Stdio::none());
+    shim.exec("e", &["/bin/true"], &Stdio::none()).unwrap();
+    shim.start("e").unwrap();
+    shim.wait("e").unwrap();
+    shim.pause().unwrap();
+    shim.resume().unwrap();
+    shim.process().kill();
+    world.launch(&bundle).env("NOTIFY_SOCKET", "/nonexistent").delete();
+    let calls = world.runtime.calls();
+    for command in ["create", "start", "exec", "pause", "resume", "delete"] {
+        assert!(!world.runtime.calls_of(command).is_empty(), "{command} was called");
+    }
+    // runc would wait on it, and hang the unit that set it.
+    assert!(calls.iter().all(|c| !c.had_notify_socket), "{calls:?}");
+}
+
+#[test]
+fn trap_05_a_create_whose_process_dies_meanwhile_is_answered_and_everything_after_it() {
+    let world = FakeWorld::new();
+    // The runtime's `create` returns only after the process has ended.
+    world.runtime.on("create", Behaviour::OutlastProcess);
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let create = shim.connection.begin(TASK, "Create", &shim.create_request(&Stdio::none()));
+    let pid: u32 =
+        eventually("the process should be made", || fs::read_to_string(bundle.path("init.pid"))).parse().unwrap();
+    Process::of(pid).kill();
+    let created: containerd_shim_protos::api::CreateTaskResponse = shim.connection.finish(create).unwrap();
+    assert_eq!(created.pid, pid);
+    assert_eq!(shim.wait_status(""), 137);
+    assert_eq!(shim.status(""), Status::STOPPED);
+    assert_eq!(world.containerd.wait_for(bundle.id(), "exit 137"), ["create", "exit 137"]);
+    assert_wrong_state(shim.start(""));
+    assert_eq!(shim.delete("").unwrap().exit_status, 137);
+    shim.shutdown();
+}
+
+#[test]
+fn trap_26_a_signal_to_a_stopped_container_is_an_answer_and_changes_nothing() {
+    let world = FakeWorld::new();
+    let bundle = world.script("exit 7");
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    assert_eq!(shim.wait_status(""), 7);
+    for signal in [0, libc::SIGTERM, libc::SIGKILL] {
+        let refusal = shim.kill("", signal).unwrap_err();
+        // The client library takes this code for success, and looks for the words.
+        assert_eq!(refusal.code(), Code::NOT_FOUND);
+        assert!(refusal.message().contains("process already finished"), "{refusal:?}");
+    }
+    assert_eq!(shim.status(""), Status::STOPPED);
+    assert_eq!(shim.delete("").unwrap().exit_status, 7);
+    shim.shutdown();
+}
+
 #[test]
 fn the_runtime_is_called_as_runc_is() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
-    let mut shim = world.launch(&bundle).env("NOTIFY_SOCKET", "/nonexistent").start();
+    let mut shim = world.start(&bundle);
     shim.run(&Stdio::none());
     shim.kill("", 15).unwrap();
     shim.wait("").unwrap();
@@ -326,7 +461,6 @@ fn the_runtime_is_called_as_runc_is() {
     shim.shutdown();
 
     let calls = world.runtime.calls();
-    assert!(calls.iter().all(|c| !c.had_notify_socket), "runc would wait on it");
     let root = world.scene.path("oci").join(NAMESPACE);
     for call in &calls {
         let text = call.args.join(" ");
@@ -361,7 +495,7 @@ fn the_bundle_holds_what_the_delete_command_needs() {
 }
 
 #[test]
-fn sigterm_ends_the_shim_and_not_the_container() {
+fn trap_41_sigterm_ends_the_shim_and_not_the_container() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
     let mut shim = world.start(&bundle);
@@ -406,7 +540,7 @@ fn a_process_inherits_no_blocked_signals() {
 }
 
 #[test]
-fn a_shim_at_rest_has_one_thread() {
+fn trap_50_a_shim_at_rest_has_one_thread() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
     let mut shim = world.start(&bundle);
@@ -417,6 +551,43 @@ fn a_shim_at_rest_has_one_thread() {
     eventually("threads should end when they are idle", || match process::threads(pid) {
         Some(1) => Ok(()),
         other => Err(other),
+    });
+    shim.discard();
+}
+
+#[test]
+fn trap_50_what_work_needed_is_given_back_at_rest() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    let pid = shim.process().pid();
+    // Kept by mistake, sixty of these would show.
+    let bulk = "x".repeat(4096);
+    let mut burst = |name: &str| {
+        let names: Vec<String> = (0..60).map(|n| format!("{name}{n}")).collect();
+        for name in &names {
+            shim.exec(name, &["/bin/true", &bulk], &Stdio::none()).unwrap();
+            shim.start(name).unwrap();
+        }
+        for name in &names {
+            shim.wait(name).unwrap();
+            shim.delete(name).unwrap();
+        }
+        process::memory(pid).unwrap()
+    };
+    // In KiB, here and below. The first fills what the shim keeps anyway.
+    let busy = burst("first");
+    let at_rest = eventually("it should give back what it needed", || {
+        let now = process::memory(pid).unwrap();
+        if now.rss + 256 <= busy.rss && process::threads(pid) == Some(1) { Ok(now) } else { Err((busy.rss, now.rss)) }
+    });
+    burst("a");
+    burst("b");
+    eventually("it should be as small as before", || {
+        let now = process::memory(pid).unwrap();
+        let small = now.anonymous <= at_rest.anonymous + 128;
+        if small { Ok(()) } else { Err((at_rest.anonymous, now.anonymous)) }
     });
     shim.discard();
 }

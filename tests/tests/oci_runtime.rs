@@ -260,6 +260,27 @@ fn exec_runs_in_the_container_and_returns_the_exit_code() {
     assert!(c.fails(&["exec", c.id(), "true"]).contains("not running"));
 }
 
+/// A shim may stay where its first container was.
+#[test]
+fn create_and_exec_work_in_a_directory_that_was_removed() {
+    let Some(c) = bundle() else { return };
+    let gone = c.dir().join("gone");
+    let script = "mkdir \"$1\" && cd \"$1\" && rmdir \"$1\" && shift && exec \"$@\"";
+    let run = |args: &[&str]| {
+        let inner = c.command();
+        let mut outer = Command::new("/bin/sh");
+        outer.args(["-c", script, "sh"]).arg(&gone).arg(inner.get_program()).args(inner.get_args()).args(args);
+        let output =
+            outer.stdout(Stdio::null()).stderr(fs::File::create(c.dir().join("err")).unwrap()).status().unwrap();
+        assert!(output.success(), "{args:?}: {}", fs::read_to_string(c.dir().join("err")).unwrap());
+    };
+    c.write(&c.spec(&["sleep", "1000"]));
+    run(&["create", "--bundle", c.dir().to_str().unwrap(), c.id()]);
+    run(&["start", c.id()]);
+    run(&["exec", c.id(), "true"]);
+    run(&["delete", "--force", c.id()]);
+}
+
 #[test]
 fn a_detached_exec_is_listed_and_named_in_its_pid_file() {
     let Some(c) = bundle() else { return };

@@ -251,6 +251,52 @@ fn a_client_that_reads_no_replies_holds_up_nobody() {
 }
 
 #[test]
+fn replies_that_waited_for_a_slow_client_come_whole_and_each_once() {
+    const REQUESTS: u32 = 20_000;
+    let world = FakeWorld::new();
+    let (_bundle, shim) = running(&world);
+    let mut slow = shim.connect_again();
+    let frame = state_frame(&shim, 1).to_bytes();
+    let mut writer = slow.socket().try_clone().unwrap();
+    // Far more than the socket holds, either way; the shim stops reading for a while.
+    let writes = std::thread::spawn(move || {
+        for n in 0..REQUESTS {
+            let mut bytes = frame.clone();
+            bytes[4..8].copy_from_slice(&(2 * n + 1).to_be_bytes());
+            writer.write_all(&bytes).unwrap();
+        }
+    });
+    for n in 0..REQUESTS {
+        let reply = slow.read_frame(WHILE).unwrap();
+        assert_eq!(reply.stream_id, 2 * n + 1);
+        StateResponse::parse_from_bytes(&reply.result().unwrap()).unwrap();
+    }
+    writes.join().unwrap();
+    shim.discard();
+}
+
+#[test]
+fn a_shim_without_free_descriptors_serves_whom_it_knows_and_the_others_later() {
+    let world = FakeWorld::new();
+    let (_bundle, mut shim) = running(&world);
+    let pid = shim.process().pid();
+    // Every free number below the limit is gone.
+    let before = holdfast_tests::sys::limit_files(pid, 3).unwrap();
+    let mut waiting: Vec<Connection> = (0..3).map(|_| shim.connect_again()).collect();
+    for connection in &mut waiting {
+        connection.send(&state_frame(&shim, 1).to_bytes()).unwrap();
+    }
+    for _ in 0..10 {
+        assert_eq!(shim.status(""), Status::RUNNING);
+    }
+    holdfast_tests::sys::limit_files(pid, before).unwrap();
+    for connection in &mut waiting {
+        assert_eq!(state_reply(connection).unwrap().status.enum_value(), Ok(Status::RUNNING));
+    }
+    shim.discard();
+}
+
+#[test]
 fn a_connection_that_ends_while_it_waits_harms_nobody() {
     let world = FakeWorld::new();
     let (bundle, mut shim) = running(&world);
@@ -302,12 +348,15 @@ fn another_user_is_not_served() {
         open(dir, 0o755);
     }
     open(world.scene.dir(), 0o755);
-    let poke = |uid: u32| {
-        let output = process::run(world.scene.command(&program).arg(shim.address()).uid(uid).gid(uid));
+    let poke = |uid: u32, gid: u32| {
+        let output = process::run(world.scene.command(&program).arg(shim.address()).uid(uid).gid(gid));
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(poke(0), "answered\n");
-    assert_eq!(poke(65534), "refused\n");
+    assert_eq!(poke(0, 0), "answered\n");
+    assert_eq!(poke(65534, 65534), "refused\n");
+    assert_eq!(poke(65534, 0), "refused\n");
+    // As containerd demands of its own clients, the group counts too.
+    assert_eq!(poke(0, 65534), "refused\n");
     assert_eq!(shim.status(""), Status::RUNNING);
     shim.discard();
 }

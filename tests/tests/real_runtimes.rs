@@ -6,10 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::{CreateTaskResponse, Mount};
-use holdfast_tests::shim::{Status, TASK};
+use holdfast_tests::shim::{NAMESPACE, Status, TASK, delete_response};
 use holdfast_tests::skip::{is_root, skip};
 use holdfast_tests::wire::Code;
-use holdfast_tests::{Bundle, FakeContainerd, Launch, Process, Reader, Scene, Stdio, bundle, process, programs};
+use holdfast_tests::{
+    Bundle, FakeContainerd, Launch, Process, Reader, Scene, Shim, Stdio, bundle, eventually, process, programs, shim,
+    tracer,
+};
 
 /// The program of an OCI runtime, or a skip if it is not to be had or does not work on this machine.
 fn runtime(name: &str) -> Option<PathBuf> {
@@ -104,6 +107,106 @@ fn terminal_with(name: &str) {
     shim.shutdown();
 }
 
+/// The ring 2 tests in `killed.rs` look closer; here the runtime's work takes as long as it takes.
+fn killed_anywhere_with(name: &str) {
+    const STRIDE: usize = 7;
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
+    let mut points = 0;
+    for point in (1..).step_by(STRIDE) {
+        let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "exit 7"]);
+        let launch = Launch::new(&scene, &bundle).runtime(&program);
+        let mut shim = launch.start();
+        let doom = tracer::doom(shim.process().pid(), point);
+        let live = |shim: &mut Shim| {
+            shim.create(&Stdio::none())?;
+            shim.start("")?;
+            let status = shim.wait("")?.exit_status;
+            shim.delete("").map(|_| status)
+        };
+        let lived = live(&mut shim);
+        if lived.is_ok() {
+            shim.request_shutdown();
+        }
+        shim.process().wait_gone();
+        doom.join().unwrap();
+        let output = launch.run_delete();
+        let reply = delete_response(&output);
+        let context = format!("killed at {point}: {lived:?} {reply:?} {output:?}");
+        assert!([7, 137, 255].contains(&reply.exit_status), "{context}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{context}");
+        eventually(&context, || {
+            // Control groups and mounts too; what the scene finds at its end could be of any of them.
+            let mut left = [scene.leftovers(), scene.run_files()].concat();
+            left.retain(|line| !line.contains(shim::EVENTS_SOCKET));
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        });
+        if lived.is_ok() {
+            break;
+        }
+        points += 1;
+    }
+    assert!(points > 10, "only {points} points: was it traced?");
+}
+
+/// Where no kernel kills the rest when init dies.
+fn cleaned_up_after_in_shared_pids_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let bundle = Bundle::busybox(&scene, &["/bin/sleep", "1000"]).configure(|c| {
+        c["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    });
+    // It takes what the dead shim could not tell.
+    let containerd = FakeContainerd::start(&scene);
+    let launch = Launch::new(&scene, &bundle).runtime(&program);
+    let mut shim = launch.start();
+    let init = Process::of(shim.run(&Stdio::none()));
+    shim.exec("e", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+    let exec = Process::of(shim.start("e").unwrap().pid);
+    shim.process().kill();
+    let output = launch.run_delete();
+    let reply = delete_response(&output);
+    assert_eq!((reply.pid, reply.exit_status), (init.pid(), 137));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    init.wait_gone();
+    exec.wait_gone();
+    containerd.wait_for(bundle.id(), "exit e 137");
+    assert_eq!(scene.run_files_but_events(), Vec::<String>::new());
+}
+
+/// The host's `/dev`, as Docker's `-v /dev:/dev` gives it, with a terminal: what is mounted upon it in the container stays
+/// there.
+fn hosts_devices_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
+    let bundle = Bundle::busybox(&scene, &["/bin/sh", "-c", "tty; read go; stat -c %t:%T /dev/full; exit 4"]);
+    let bundle = bundle.with_terminal().configure(|c| {
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        let dev = mounts.iter_mut().find(|m| m["destination"] == "/dev").unwrap();
+        *dev = serde_json::json!({
+            "destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind", "rprivate"] });
+        // runc opens the host's console, and may not without.
+        c["linux"]["resources"]["devices"] = serde_json::json!([{ "allow": true, "access": "rwm" }]);
+    });
+    std::os::unix::fs::symlink("busybox", bundle.path("rootfs/bin/stat")).unwrap();
+    let mounts_of_host = || mounted_below(Path::new("/dev"));
+    let before = mounts_of_host();
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let stdio = Stdio::terminal(&scene, "init");
+    let (stdout, _) = stdio.readers();
+    shim.run(&stdio);
+    stdout.wait_for("/dev/pts/0");
+    assert_eq!(mounts_of_host(), before);
+    stdio.input().write(b"go\n");
+    assert_eq!(shim.wait_status(""), 4);
+    assert!(stdout.text().ends_with("1:7\r\n"));
+    shim.delete("").unwrap();
+    shim.shutdown();
+    assert_eq!(mounts_of_host(), before);
+}
+
 /// A shim that dies: its delete command ends all processes of the container and frees its control groups.
 fn cleaned_up_after_with(name: &str) {
     let Some(program) = runtime(name) else { return };
@@ -184,8 +287,28 @@ macro_rules! with_runtime {
             }
 
             #[test]
+            fn the_hosts_devices() {
+                super::hosts_devices_with($name);
+            }
+
+            #[test]
+            fn a_runtime_killed_during_create() {
+                super::killed_during_create_with($name);
+            }
+
+            #[test]
             fn a_dead_shim_is_cleaned_up_after() {
                 super::cleaned_up_after_with($name);
+            }
+
+            #[test]
+            fn a_dead_shim_is_cleaned_up_after_in_a_shared_pid_namespace() {
+                super::cleaned_up_after_in_shared_pids_with($name);
+            }
+
+            #[test]
+            fn a_shim_that_is_killed_anywhere_leaves_nothing() {
+                super::killed_anywhere_with($name);
             }
 
             #[test]
@@ -305,6 +428,79 @@ fn the_delete_command_unmounts_the_root_file_system() {
     assert_eq!(mounted_below(bundle.dir()), 0);
 }
 
+/// No process, no control group, no mount of a container that was never created, and nothing that the runtime knows.
+#[track_caller]
+fn assert_never_was(scene: &Scene, bundle: &Bundle, shim: &mut Shim) {
+    assert_eq!(shim.state("").unwrap_err().code(), Code::NOT_FOUND);
+    eventually("nothing should be left", || {
+        let left: Vec<String> = scene.leftovers().into_iter().filter(|l| !l.contains("holdfast-v2")).collect();
+        let left: Vec<String> = left.into_iter().filter(|l| !l.starts_with("socket ")).collect();
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    let state = scene.path(format!("oci/{NAMESPACE}/{}", bundle.id()));
+    assert!(!state.exists(), "{} is left", state.display());
+}
+
+/// A runtime that is killed when namespaces and control groups are there.
+fn killed_during_create_with(name: &str) {
+    let Some(program) = runtime(name) else { return };
+    let scene = Scene::new();
+    let containerd = FakeContainerd::start(&scene);
+    let bundle = without_rootfs(&scene, &["/bin/sleep", "1000"]);
+    // The parent of such a hook is the runtime.
+    let kill = serde_json::json!([{ "path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID; sleep 1000"] }]);
+    let broken = |c: &mut serde_json::Value| c["hooks"] = serde_json::json!({ "createRuntime": kill });
+    let bundle = bundle.configure(broken);
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    let mut request = shim.create_request(&Stdio::none());
+    request.rootfs = vec![overlay(&scene)];
+    for _ in 0..3 {
+        let refusal = shim.connection.call::<CreateTaskResponse>(TASK, "Create", &request).unwrap_err();
+        assert!(refusal.message().contains("OCI runtime create failed: it ended with status 137"), "{refusal:?}");
+        assert_never_was(&scene, &bundle, &mut shim);
+        assert_eq!(mounted_below(bundle.dir()), 0);
+    }
+    assert_eq!(containerd.story(bundle.id()), [""; 0]);
+    let bundle = bundle.configure(|c| c["hooks"] = serde_json::json!({}));
+    let _: CreateTaskResponse = shim.connection.call(TASK, "Create", &request).unwrap();
+    shim.start("").unwrap();
+    shim.discard();
+    drop(bundle);
+}
+
+#[test]
+fn a_runc_that_is_killed_at_any_moment_of_create_leaves_nothing() {
+    let Some(program) = runtime("runc") else { return };
+    let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
+    let bundle = Bundle::busybox(&scene, &["/bin/sleep", "1000"]);
+    // Kills runc's create after as many milliseconds as the file says.
+    let wrapper = scene.path("runc-killer");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' create '*) ;; *) exec {runc} \"$@\" ;; esac\n\
+         {runc} \"$@\" & p=$!\nread ms <{dir}/delay\nsleep 0.$ms\nkill -9 $p\nwait $p\n",
+        runc = program.display(),
+        dir = scene.dir().display(),
+    );
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut shim = Launch::new(&scene, &bundle).runtime(&wrapper).start();
+    let mut killed = 0;
+    for ms in (4..60).step_by(4) {
+        fs::write(scene.path("delay"), format!("{ms:03}\n")).unwrap();
+        match shim.create(&Stdio::none()) {
+            Err(_) => {
+                killed += 1;
+                assert_never_was(&scene, &bundle, &mut shim);
+            }
+            // It was too quick.
+            Ok(_) => drop(shim.delete("").unwrap()),
+        }
+    }
+    assert!(killed > 0);
+    shim.shutdown();
+}
+
 #[test]
 fn background_processes_end_with_a_shared_pid_namespace_too() {
     let Some(program) = runtime("runc") else { return };
@@ -325,9 +521,39 @@ fn background_processes_end_with_a_shared_pid_namespace_too() {
     stdio.input().write(b"go\n");
     assert_eq!(shim.wait_status(""), 0);
     assert_eq!(stdout.text(), "started\n", "the end comes, since nobody holds stdout any more");
-    assert!(pids.iter().all(|p| !process::is_alive(*p)));
+    // A process that dies closes what it holds first.
+    eventually("all processes should be gone", || {
+        let left: Vec<_> = pids.iter().filter(|p| process::is_alive(**p)).collect();
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
     shim.delete("").unwrap();
     shim.shutdown();
+}
+
+/// Two containerds, each with a container of that name; their control groups' names differ.
+#[test]
+fn containers_of_the_same_name_under_two_daemons_never_meet() {
+    if runtime("holdfast-oci").is_none() {
+        return;
+    }
+    let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
+    let bundles = [(); 2].map(|()| Bundle::busybox(&scene, &["/bin/sleep", "1000"]));
+    let launch = |n: usize| Launch::new(&scene, &bundles[n]).id("same").address(scene.path(format!("{n}.sock")));
+    let [mut one, mut other] = [0, 1].map(|n| launch(n).start());
+    let init = one.run(&Stdio::none());
+    other.run(&Stdio::none());
+    other.kill("", 9).unwrap();
+    assert_eq!(other.wait_status(""), 137);
+    other.delete("").unwrap();
+    other.shutdown();
+    launch(1).delete();
+    assert_eq!(one.status(""), Status::RUNNING);
+    assert!(process::is_alive(init));
+    one.exec("e", &["/bin/true"], &Stdio::none()).unwrap();
+    one.start("e").unwrap();
+    assert_eq!(one.wait_status("e"), 0);
+    one.discard();
 }
 
 #[test]

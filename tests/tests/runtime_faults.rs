@@ -31,6 +31,15 @@ fn assert_nothing_left(world: &FakeWorld, bundle: &Bundle, shim: &mut Shim) {
 }
 
 #[track_caller]
+fn only_left(world: &FakeWorld, shim: &Shim, expected: &[u32]) {
+    eventually("only these processes should be left", || {
+        let left = others(world, shim);
+        let same = left.len() == expected.len() && expected.iter().all(|pid| left.contains(pid));
+        if same { Ok(()) } else { Err(left) }
+    });
+}
+
+#[track_caller]
 fn assert_failed(result: Result<impl std::fmt::Debug, CallError>, operation: &str, text: &str) {
     let refusal = result.unwrap_err();
     assert_eq!(refusal.code(), Code::UNKNOWN, "{refusal:?}");
@@ -87,6 +96,34 @@ fn a_failure_without_a_log_line_gives_the_runtimes_exit_status() {
     assert_failed(shim.create(&Stdio::none()), "create", "status 3");
     assert_nothing_left(&world, &bundle, &mut shim);
     shim.shutdown();
+}
+
+/// The client is told by the error; a log is to hold what the process printed, and nothing else.
+#[test]
+fn what_a_failing_runtime_prints_is_none_of_the_processs_output() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let fails = || Behaviour::FailWithoutLog("a last cry".into());
+    let stdio = Stdio::output(&world.scene, "init");
+    let (stdout, stderr) = stdio.readers();
+    world.runtime.on("create", fails());
+    assert_failed(shim.create(&stdio), "create", "status 3");
+    assert_eq!([stdout.text(), stderr.unwrap().text()], ["", ""]);
+    world.runtime.clear("create");
+    shim.run(&Stdio::none());
+    let stdio = Stdio::output(&world.scene, "e");
+    let (stdout, stderr) = stdio.readers();
+    shim.exec("e", &["/bin/sh", "-c", "echo out; echo err >&2"], &stdio).unwrap();
+    world.runtime.on("exec", fails());
+    shim.start("e").unwrap_err();
+    assert_eq!([stdout.text(), stderr.unwrap().text()], ["", ""]);
+    world.runtime.clear("exec");
+    let (stdout, stderr) = stdio.readers();
+    shim.start("e").unwrap();
+    assert_eq!(shim.wait_status("e"), 0);
+    assert_eq!([stdout.text(), stderr.unwrap().text()], ["out\n", "err\n"]);
+    shim.discard();
 }
 
 #[test]
@@ -155,6 +192,115 @@ fn a_create_that_hangs_is_ended_by_its_deadline() {
 }
 
 #[test]
+fn a_create_whose_runtime_is_killed_leaves_nothing() {
+    for behaviour in [Behaviour::Die, Behaviour::DieAfterwards] {
+        let world = FakeWorld::new();
+        let bundle = world.sleeper();
+        let mut shim = world.start(&bundle);
+        world.runtime.on("create", behaviour);
+        assert_failed(shim.create(&Stdio::none()), "create", "status 137");
+        assert_nothing_left(&world, &bundle, &mut shim);
+        world.runtime.clear("create");
+        shim.run(&Stdio::none());
+        shim.discard();
+    }
+}
+
+#[test]
+fn a_start_kill_or_delete_whose_runtime_is_killed_can_be_repeated() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.create(&Stdio::none()).unwrap();
+    world.runtime.on("start", Behaviour::Die);
+    assert_failed(shim.start(""), "start", "status 137");
+    assert_eq!(shim.status(""), Status::CREATED);
+    world.runtime.clear("start");
+    shim.start("").unwrap();
+    world.runtime.on("kill", Behaviour::Die);
+    assert_failed(shim.kill("", 9), "kill", "status 137");
+    assert_eq!(shim.status(""), Status::RUNNING);
+    // It was sent, and the caller does not know it.
+    world.runtime.on("kill", Behaviour::DieAfterwards);
+    assert_failed(shim.kill("", 9), "kill", "status 137");
+    assert_eq!(shim.wait_status(""), 137);
+    for behaviour in [Behaviour::Die, Behaviour::DieAfterwards] {
+        world.runtime.on("delete", behaviour);
+        assert_failed(shim.delete(""), "delete", "status 137");
+        assert_eq!(shim.status(""), Status::STOPPED);
+    }
+    world.runtime.clear("delete");
+    assert_eq!(shim.delete("").unwrap().exit_status, 137);
+    shim.shutdown();
+}
+
+#[test]
+fn what_a_failed_call_has_started_beside_the_container_ends_with_it() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let leave = || Behaviour::FailAndLeave("fell over".into());
+    world.runtime.on("create", leave());
+    assert_failed(shim.create(&Stdio::none()), "create", "fell over");
+    assert_nothing_left(&world, &bundle, &mut shim);
+    world.runtime.clear("create");
+    let init = shim.run(&Stdio::none());
+    shim.exec("good", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+    let good = shim.start("good").unwrap().pid;
+    for command in ["exec", "pause", "kill"] {
+        world.runtime.on(command, leave());
+    }
+    shim.exec("bad", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+    assert_failed(shim.start("bad"), "exec", "fell over");
+    assert_failed(shim.pause(), "pause", "fell over");
+    assert_failed(shim.kill("", 9), "kill", "fell over");
+    only_left(&world, &shim, &[init, good]);
+    assert_eq!((shim.status(""), shim.status("good")), (Status::RUNNING, Status::RUNNING));
+    world.runtime.clear("kill");
+    shim.kill("good", 9).unwrap();
+    shim.discard();
+}
+
+#[test]
+fn an_exec_that_fails_after_it_made_the_process_leaves_the_others_alone() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let init = shim.run(&Stdio::none());
+    shim.exec("good", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+    let good = shim.start("good").unwrap().pid;
+    shim.exec("bad", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
+    for behaviour in [Behaviour::Die, Behaviour::DieAfterwards, Behaviour::FailAfterwards("too late".into())] {
+        world.runtime.on("exec", behaviour);
+        assert_failed(shim.start("bad"), "exec", "");
+        only_left(&world, &shim, &[init, good]);
+    }
+    world.runtime.clear("exec");
+    shim.start("bad").unwrap();
+    assert_eq!(shim.status("bad"), Status::RUNNING);
+    for exec in ["good", "bad"] {
+        shim.kill(exec, 9).unwrap();
+    }
+    shim.discard();
+}
+
+#[test]
+fn a_container_that_the_runtime_has_already_is_left_alone() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut owner = world.start(&bundle);
+    let init = holdfast_tests::Process::of(owner.run(&Stdio::none()));
+    // Another daemon's shim with the same runtime root.
+    let mut other = world.launch(&bundle).address(world.scene.path("other.sock")).start();
+    let refusal = other.create(&Stdio::none()).unwrap_err();
+    assert_eq!(refusal.code(), Code::ALREADY_EXISTS, "{refusal:?}");
+    other.shutdown();
+    assert!(init.is_alive());
+    assert_eq!(owner.status(""), Status::RUNNING);
+    owner.discard();
+}
+
+#[test]
 fn a_start_that_hangs_is_ended_by_its_deadline_and_holds_up_nothing() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
@@ -187,6 +333,23 @@ fn who_reads_an_exec_that_cannot_be_started_sees_the_end() {
     shim.start("e").unwrap_err();
     fs::rename(&away, &program).unwrap();
     assert_eq!(stdout.text(), "");
+    shim.discard();
+}
+
+#[test]
+fn a_call_whose_runtime_is_missing_leaves_no_files() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    shim.exec("e", &["/bin/true"], &Stdio::none()).unwrap();
+    let before = world.scene.run_files_but_events();
+    let (program, away) = (world.runtime.program().to_owned(), world.scene.path("away"));
+    fs::rename(&program, &away).unwrap();
+    shim.start("e").unwrap_err();
+    shim.pause().unwrap_err();
+    fs::rename(&away, &program).unwrap();
+    assert_eq!(world.scene.run_files_but_events(), before);
     shim.discard();
 }
 
@@ -254,7 +417,7 @@ fn a_failed_exec_says_why() {
 }
 
 #[test]
-fn errors_of_calls_at_the_same_time_are_not_mixed_up() {
+fn trap_57_errors_of_calls_at_the_same_time_are_not_mixed_up() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
     let mut shim = world.start(&bundle);
@@ -319,6 +482,40 @@ fn a_container_that_the_runtime_has_forgotten_can_be_deleted() {
     shim.kill("", 9).unwrap();
     shim.wait("").unwrap();
     fs::remove_dir_all(world.scene.path(format!("oci/{NAMESPACE}/{}", bundle.id()))).unwrap();
+    assert_eq!(shim.delete("").unwrap().exit_status, 137);
+    shim.shutdown();
+}
+
+#[test]
+fn a_created_container_that_the_runtime_only_says_it_deleted_is_ended() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.create(&Stdio::none()).unwrap();
+    world.runtime.on("delete", Behaviour::DoNothing);
+    assert_eq!(shim.delete("").unwrap().exit_status, 137);
+    assert_eq!(others(&world, &shim), [0; 0]);
+    shim.shutdown();
+}
+
+#[test]
+fn a_created_container_that_does_not_end_is_named_and_its_delete_can_be_repeated() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.launch(&bundle).env("HOLDFAST_DRAIN_TIMEOUT_MS", "200").start();
+    let init = shim.create(&Stdio::none()).unwrap().pid;
+    // As an unreachable disk would do: it is killed, and its end is not to be had.
+    let held = holdfast_tests::sys::Traced::seize(init).unwrap();
+    for _ in 0..2 {
+        let refusal = shim.delete("").unwrap_err();
+        assert_eq!(refusal.code(), Code::DEADLINE_EXCEEDED, "{refusal:?}");
+        assert!(refusal.message().contains(&format!("init (pid {init})")), "{refusal:?}");
+        assert_eq!(shim.status(""), Status::CREATED);
+    }
+    let waiting = shim.begin_wait("");
+    drop(held);
+    let exit: containerd_shim_protos::api::WaitResponse = shim.connection.finish(waiting).unwrap();
+    assert_eq!(exit.exit_status, 137);
     assert_eq!(shim.delete("").unwrap().exit_status, 137);
     shim.shutdown();
 }

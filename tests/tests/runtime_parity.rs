@@ -126,6 +126,8 @@ fn every_specification_makes_the_same_container_as_under_runc() {
     let names = names();
     assert!(!names.is_empty(), "no specification was chosen");
     for name in names {
+        // Shown with a failure only.
+        eprintln!("{name}");
         let spec = read_spec(&name);
         // A root file system of its own for each: what one container leaves must not be seen by the next.
         let theirs = runc.facts(&Stage::new(&scene), &spec);

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 
+use holdfast_proto::record::Record;
 use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, kill_hard, until};
 
 /// Counts from 1, ten times a second; exits with 143 on SIGTERM, as a well-behaved first process does.
@@ -232,9 +234,9 @@ fn what_cannot_be_read_is_reported_and_kept_and_the_rest_goes_on() {
     std::fs::write(broken.join("config.json"), "{").unwrap();
     host.restart();
     assert_eq!(host.class("web"), "reattached");
-    let doctor = host.holdfast(&["doctor"]);
-    assert_eq!(doctor.code, 1, "it needs attention");
-    assert!(doctor.out.contains("unreadable") && doctor.out.contains("config.json"), "{}", doctor.out);
+    let attention = host.attention();
+    let told = |one: &String| one.contains("broken was unreadable") && one.contains("config.json");
+    assert!(attention.iter().any(told), "{attention:?}");
     assert!(broken.join("config.json").exists());
     assert!(host.holdfast(&["ps", "-aq", "--no-trunc"]).ok().contains(&id));
 }
@@ -272,7 +274,9 @@ fn each_mistake_gets_one_clear_error_and_leaves_nothing() {
     for (args, code, part) in tries {
         let said = host.holdfast(args);
         assert_eq!(said.code, code, "{args:?}: {said:?}");
-        assert!(said.err.contains(part) && said.err.lines().count() == 1, "{args:?}: {}", said.err);
+        // One line, and below it what to do next, where that is known.
+        let errors = said.err.lines().filter(|line| !line.starts_with("  ")).count();
+        assert!(said.err.contains(part) && errors == 1, "{args:?}: {}", said.err);
     }
     let said = host.holdfast(&["run", "--rm", "--rootfs", &rootfs, "--", "/bin/missing"]);
     assert_eq!(said.code, 127, "{said:?}");
@@ -285,4 +289,145 @@ fn a_second_supervisor_in_the_same_directory_is_refused() {
     let said = Said::from(host.command("holdfastd").output().unwrap());
     assert_eq!(said.code, 1);
     assert!(said.err.contains("another holdfastd"), "{}", said.err);
+}
+
+/// A `holdfast events` that goes on; what it has shown of a container, in short.
+struct Listener(Child, BufReader<std::process::ChildStdout>);
+
+impl Listener {
+    fn start(host: &Holdfastd, args: &[&str]) -> Self {
+        let mut command = host.command("holdfast");
+        command.args(["--json", "events"]).args(args).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self(child, lines)
+    }
+
+    /// The next events up to one of this kind.
+    fn up_to(&mut self, kind: &str) -> Vec<String> {
+        let mut kinds = Vec::new();
+        loop {
+            let mut line = String::new();
+            assert!(self.1.read_line(&mut line).unwrap() > 0, "no {kind} after {kinds:?}");
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            kinds.push(event["kind"].as_str().unwrap().to_owned());
+            if kinds.last().unwrap() == kind {
+                return kinds;
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn open_the_gate(host: &Holdfastd) {
+    std::fs::write(PathBuf::from(host.rootfs()).join("go"), "").unwrap();
+}
+
+#[test]
+fn events_are_complete_across_restarts_of_the_supervisor() {
+    let mut host = Holdfastd::start();
+    host.run("web", &ends_later(7));
+    let mut listener = Listener::start(&host, &["--since", "1h"]);
+    assert_eq!(listener.up_to("start"), ["create", "start"]);
+    let pid = host.pid("web", "pid");
+    host.kill();
+    open_the_gate(&host);
+    until("it ends", || (!is_alive(pid)).then_some(()));
+    host.restart();
+    let mut heard = listener.up_to("delete");
+    heard.retain(|kind| kind != "reattach");
+    assert_eq!(heard, ["exit", "delete"]);
+    host.kill();
+    host.restart();
+    // Who comes now hears it too, from the supervisor before the last.
+    let mut all = Listener::start(&host, &["--since", "1h"]).up_to("delete");
+    all.retain(|kind| kind != "reattach");
+    assert_eq!(all, ["create", "start", "exit", "delete"]);
+    host.holdfast(&["rm", "web"]).ok();
+    assert_eq!(host.left_over(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_shim_could_not_tell_before_it_was_killed_is_told_by_the_next_supervisor() {
+    let mut host = Holdfastd::start();
+    host.run("web", &ends_later(7));
+    Listener::start(&host, &["--since", "1h"]).up_to("start");
+    let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
+    host.kill();
+    open_the_gate(&host);
+    until("it ends", || (!is_alive(pid)).then_some(()));
+    let waiting = || left_events(&host.run_dir());
+    until("its exit waits", || waiting().then_some(()));
+    kill_hard(shim);
+    host.restart();
+    let wait = host.holdfast(&["wait", "web"]);
+    assert_eq!((wait.code, wait.out.trim()), (7, "7"));
+    let mut all = Listener::start(&host, &["--since", "1h"]).up_to("exit");
+    all.retain(|kind| kind != "lost");
+    assert_eq!(all, ["create", "start", "exit"]);
+    host.holdfast(&["rm", "web"]).ok();
+    assert_eq!(host.left_over(), Vec::<String>::new());
+}
+
+/// Whether events of a shim wait there.
+fn left_events(run_dir: &Path) -> bool {
+    let dirs = std::fs::read_dir(run_dir.join("tasks/holdfastd/default"));
+    dirs.into_iter().flatten().flatten().any(|entry| entry.path().extension().is_some_and(|e| e == "events"))
+}
+
+/// Starts a container that lacks memory once the gate is open; its pid.
+fn run_greedy(host: &Holdfastd) -> u32 {
+    let script = "while ! [ -e /go ]; do sleep 0.05; done; exec /bin/busybox tail /dev/zero";
+    let rootfs = host.rootfs();
+    let run = ["run", "-d", "--memory", "16m", "--name", "web", "--rootfs", &rootfs, "--", "/bin/sh", "-c", script];
+    host.holdfast(&run).ok();
+    host.pid("web", "pid")
+}
+
+#[test]
+fn want_of_memory_is_the_reason_of_an_exit_also_when_the_supervisor_was_away() {
+    let mut host = Holdfastd::start();
+    let pid = run_greedy(&host);
+    host.kill();
+    open_the_gate(&host);
+    until("it ends", || (!is_alive(pid)).then_some(()));
+    host.restart();
+    assert_eq!(host.holdfast(&["wait", "web"]).code, 137);
+    assert_eq!(host.inspect("web")["reason"], "killed for want of memory");
+    let list = host.holdfast(&["ps", "-a"]).ok();
+    assert!(list.contains("killed for want of memory"), "{list}");
+    host.holdfast(&["rm", "web"]).ok();
+    assert_eq!(host.left_over(), Vec::<String>::new());
+}
+
+#[test]
+fn want_of_memory_is_the_reason_of_an_exit_also_when_everyone_has_died_since() {
+    let mut host = Holdfastd::start();
+    let pid = run_greedy(&host);
+    let shim = host.pid("web", "shim_pid");
+    Listener::start(&host, &["--since", "1h"]).up_to("start");
+    host.kill();
+    open_the_gate(&host);
+    until("it ends", || (!is_alive(pid)).then_some(()));
+    until("its exit is in the record", || recorded_exit(&host.run_dir()).then_some(()));
+    kill_hard(shim);
+    host.restart();
+    assert_eq!(host.holdfast(&["wait", "web"]).code, 137);
+    let reason = host.inspect("web")["reason"].as_str().unwrap().to_owned();
+    assert!(reason.starts_with("killed for want of memory"), "{reason}");
+    host.holdfast(&["rm", "web"]).ok();
+    assert_eq!(host.left_over(), Vec::<String>::new());
+}
+
+/// Whether the exit of the only container is recorded.
+fn recorded_exit(run_dir: &Path) -> bool {
+    let dirs = std::fs::read_dir(run_dir.join("tasks/holdfastd/default")).into_iter().flatten().flatten();
+    let records = dirs.filter_map(|entry| Record::read(&entry.path().join("record.json")).ok());
+    records.into_iter().any(|record| record.init().is_some_and(|init| init.exit.is_some()))
 }

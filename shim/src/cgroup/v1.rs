@@ -159,21 +159,21 @@ fn parse_oom_control(text: &str) -> MemoryOomControl {
     control
 }
 
-/// The counters of the old CFQ scheduler where the kernel still has them, else those of the throttling layer.
+/// The counters of the old CFQ scheduler, else those of the throttling layer: also a kernel that has the scheduler counts
+/// nothing there for disks that have another.
 fn blkio(dir: &Path, files: &mut Files) -> BlkIOStat {
     let devices = Devices::read();
     let mut read = |name: &str| files.read(dir, name).map(|text| parse_blkio(text, &devices)).unwrap_or_default();
     let mut stat = BlkIOStat::default();
-    if dir.join("blkio.io_serviced_recursive").exists() {
-        stat.io_service_bytes_recursive = read("blkio.io_service_bytes_recursive");
-        stat.io_serviced_recursive = read("blkio.io_serviced_recursive");
-        stat.io_queued_recursive = read("blkio.io_queued_recursive");
-        stat.io_service_time_recursive = read("blkio.io_service_time_recursive");
-        stat.io_wait_time_recursive = read("blkio.io_wait_time_recursive");
-        stat.io_merged_recursive = read("blkio.io_merged_recursive");
-        stat.io_time_recursive = read("blkio.time_recursive");
-        stat.sectors_recursive = read("blkio.sectors_recursive");
-    } else {
+    stat.io_service_bytes_recursive = read("blkio.io_service_bytes_recursive");
+    stat.io_serviced_recursive = read("blkio.io_serviced_recursive");
+    stat.io_queued_recursive = read("blkio.io_queued_recursive");
+    stat.io_service_time_recursive = read("blkio.io_service_time_recursive");
+    stat.io_wait_time_recursive = read("blkio.io_wait_time_recursive");
+    stat.io_merged_recursive = read("blkio.io_merged_recursive");
+    stat.io_time_recursive = read("blkio.time_recursive");
+    stat.sectors_recursive = read("blkio.sectors_recursive");
+    if stat == BlkIOStat::default() {
         stat.io_service_bytes_recursive = read("blkio.throttle.io_service_bytes");
         stat.io_serviced_recursive = read("blkio.throttle.io_serviced");
     }
@@ -245,6 +245,8 @@ fn parse_rdma(text: &str) -> Vec<RdmaEntry> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::fixture::{Directory, figures, unset};
     use super::*;
 
     /// Recorded on a host with Linux 6.18.
@@ -268,6 +270,95 @@ mod tests {
         assert_eq!((stat.total_rss, stat.total_inactive_file), (17_707_008, 1_372_749_824));
         assert_eq!((stat.total_pg_fault, stat.total_pg_maj_fault), (20_227_741, 2_433));
         assert_eq!(stat.total_unevictable, 16_379_904);
+    }
+
+    /// All controllers in one directory: no two have a file of the same name.
+    fn recorded(name: &str) -> (Directory, Vec<(String, PathBuf)>) {
+        let dir = Directory::new(name);
+        dir.write("memory.stat", &MEMORY_STAT.replace(" 0\n", " 11\n"));
+        dir.write("memory.oom_control", "oom_kill_disable 1\nunder_oom 1\noom_kill 4\n");
+        for (account, n) in [("memory", 100), ("memory.memsw", 200), ("memory.kmem", 300), ("memory.kmem.tcp", 400)] {
+            for (file, n) in ["usage_in_bytes", "max_usage_in_bytes", "failcnt", "limit_in_bytes"].iter().zip(n..) {
+                dir.write(&format!("{account}.{file}"), &format!("{n}\n"));
+            }
+        }
+        dir.write("cpu.stat", "nr_periods 7\nnr_throttled 3\nthrottled_time 1500\n");
+        dir.write("cpuacct.usage", "501\n");
+        dir.write("cpuacct.usage_percpu", "500 1 \n");
+        dir.write("cpuacct.stat", "user 40\nsystem 10\n");
+        dir.write("pids.current", "5\n");
+        dir.write("pids.max", "50\n");
+        dir.write("rdma.current", "mlx5_0 hca_handle=2 hca_object=2000\n");
+        dir.write("rdma.max", "mlx5_0 hca_handle=3 hca_object=max\n");
+        for size in huge_page_sizes() {
+            for (file, n) in [("usage_in_bytes", 1), ("max_usage_in_bytes", 2), ("failcnt", 3)] {
+                dir.write(&format!("hugetlb.{size}.{file}"), &format!("{n}\n"));
+            }
+        }
+        let controllers = ["cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb", "rdma"];
+        let dirs = controllers.map(|name| (name.to_owned(), dir.0.clone())).into();
+        (dir, dirs)
+    }
+
+    fn read(dirs: &[(String, PathBuf)]) -> Metrics {
+        Metrics::parse_from_bytes(&metrics(dirs).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_figure_of_the_message_is_read_from_its_file() {
+        let (dir, dirs) = recorded("v1");
+        for (name, n) in [
+            ("io_service_bytes_recursive", 1),
+            ("io_serviced_recursive", 2),
+            ("io_queued_recursive", 3),
+            ("io_service_time_recursive", 4),
+            ("io_wait_time_recursive", 5),
+            ("io_merged_recursive", 6),
+        ] {
+            dir.write(&format!("blkio.{name}"), &format!("999999:1 Read {n}\nTotal {n}\n"));
+        }
+        dir.write("blkio.time_recursive", "999999:1 7\n");
+        dir.write("blkio.sectors_recursive", "999999:1 8\n");
+        let figures = figures(&read(&dirs));
+        let mut expected = vec!["cgroup_stats", "hugetlb", "network"];
+        // The devices have no name, being none of this machine's, and two counters no operation.
+        expected
+            .extend(figures.keys().map(String::as_str).filter(|n| n.starts_with("blkio.") && n.ends_with(".device")));
+        expected.extend(["blkio.io_time_recursive.op", "blkio.sectors_recursive.op"]);
+        if !huge_page_sizes().is_empty() {
+            expected.retain(|name| *name != "hugetlb");
+        }
+        expected.sort_unstable();
+        assert_eq!(unset(&figures), expected);
+        for (name, value) in [
+            ("memory.usage.usage", "100"),
+            ("memory.swap.max", "201"),
+            ("memory.kernel.failcnt", "302"),
+            ("memory.kernel_tcp.limit", "403"),
+            ("memory_oom_control.under_oom", "1"),
+            ("cpu.usage.kernel", "100000000"),
+            ("cpu.usage.per_cpu", "500"),
+            ("cpu.throttling.throttled_time", "1500"),
+            ("blkio.io_merged_recursive.value", "6"),
+            ("blkio.io_time_recursive.value", "7"),
+            ("blkio.sectors_recursive.value", "8"),
+            ("pids.limit", "50"),
+            ("rdma.current.hca_objects", "2000"),
+        ] {
+            assert_eq!(figures[name], value, "{name}");
+        }
+    }
+
+    /// A kernel that has the CFQ scheduler, and disks that have another.
+    #[test]
+    fn a_scheduler_that_counts_nothing_does_not_hide_what_the_throttling_layer_counts() {
+        let (dir, dirs) = recorded("cfq");
+        dir.write("blkio.io_serviced_recursive", "Total 0\n");
+        dir.write("blkio.throttle.io_serviced", "999999:1 Read 16\nTotal 16\n");
+        dir.write("blkio.throttle.io_service_bytes", "999999:1 Read 65536\nTotal 65536\n");
+        let blkio = read(&dirs).blkio.unwrap();
+        assert_eq!(blkio.io_serviced_recursive[0].value, 16);
+        assert_eq!(blkio.io_service_bytes_recursive[0].value, 65_536);
     }
 
     #[test]

@@ -26,6 +26,13 @@ pub(super) fn metrics(dir: &Path) -> protobuf::Result<Vec<u8>> {
     metrics.write_to_bytes()
 }
 
+/// Metrics of which only `memory.events` is known, encoded.
+pub(super) fn last_metrics(memory_events: &str) -> protobuf::Result<Vec<u8>> {
+    let mut metrics = Metrics::default();
+    metrics.memory_events = Some(parse_memory_events(memory_events)).into();
+    metrics.write_to_bytes()
+}
+
 fn pids(dir: &Path, files: &mut Files) -> Option<PidsStat> {
     let mut stat = PidsStat::default();
     stat.current = files.number(dir, "pids.current")?;
@@ -225,7 +232,102 @@ fn parse_rdma(text: &str) -> Vec<RdmaEntry> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::fixture::{Directory, figures, unset};
     use super::*;
+
+    /// As Linux 7.2 writes them.
+    const MEMORY_STAT: &str = "anon file kernel kernel_stack pagetables sec_pagetables percpu sock vmalloc shmem zswap \
+        zswapped zswap_incomp file_mapped file_dirty file_writeback swapcached anon_thp file_thp shmem_thp inactive_anon \
+        active_anon inactive_file active_file unevictable slab_reclaimable slab_unreclaimable slab hugetlb \
+        workingset_refault_anon workingset_refault_file workingset_activate_anon workingset_activate_file \
+        workingset_restore_anon workingset_restore_file workingset_nodereclaim pgdemote_kswapd pgdemote_direct \
+        pgdemote_khugepaged pgdemote_proactive pgsteal_kswapd pgsteal_direct pgsteal_khugepaged pgsteal_proactive \
+        pgscan_kswapd pgscan_direct pgscan_khugepaged pgscan_proactive pgrefill pgpromote_success pgscan pgsteal pswpin \
+        pswpout pgfault pgmajfault pgactivate pgdeactivate pglazyfree pglazyfreed swpin_zero swpout_zero zswpin zswpout \
+        zswpwb thp_fault_alloc thp_collapse_alloc thp_swpout thp_swpout_fallback numa_pages_migrated";
+    const CPU_STAT: &str = "usage_usec user_usec system_usec nice_usec nr_periods nr_throttled throttled_usec nr_bursts \
+        burst_usec";
+    const MEMORY_EVENTS: &str = "low high max oom oom_kill oom_group_kill sock_throttled";
+
+    /// Every file of a cgroup, with different numbers in all of them.
+    fn recorded() -> (Directory, [std::collections::BTreeMap<String, u64>; 3]) {
+        let dir = Directory::new("v2");
+        let numbered = [
+            dir.number("memory.stat", MEMORY_STAT, 1000),
+            dir.number("cpu.stat", CPU_STAT, 2000),
+            dir.number("memory.events", MEMORY_EVENTS, 3000),
+        ];
+        let single = "memory.current memory.max memory.peak memory.swap.current memory.swap.max memory.swap.peak \
+            pids.current pids.max";
+        for (name, n) in single.split_whitespace().zip(4000..) {
+            dir.write(name, &format!("{n}\n"));
+        }
+        dir.write("io.stat", "254:16 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:0 \n");
+        for (name, n) in [("cpu", 1), ("memory", 2), ("io", 3)] {
+            let line = |word| format!("{word} avg10={n}.10 avg60={n}.60 avg300={n}.30 total=50{n}\n");
+            dir.write(&format!("{name}.pressure"), &(line("some") + &line("full")));
+        }
+        dir.write("rdma.current", "mlx5_0 hca_handle=2 hca_object=2000\n");
+        dir.write("rdma.max", "mlx5_0 hca_handle=3 hca_object=max\n");
+        for size in huge_page_sizes() {
+            dir.write(&format!("hugetlb.{size}.current"), "2097152\n");
+            dir.write(&format!("hugetlb.{size}.max"), "max\n");
+            dir.write(&format!("hugetlb.{size}.events"), "max 7\n");
+        }
+        (dir, numbered)
+    }
+
+    #[test]
+    fn every_figure_of_the_message_is_read_from_its_file() {
+        let (dir, [memory, cpu, events]) = recorded();
+        let metrics = Metrics::parse_from_bytes(&metrics(&dir.0).unwrap()).unwrap();
+        let figures = figures(&metrics);
+        let unset = unset(&figures);
+        // The shim reads no network figures on version 2, nor does the reference shim.
+        let expected: &[&str] = if huge_page_sizes().is_empty() { &["hugetlb", "network"] } else { &["network"] };
+        assert_eq!(unset, expected);
+        for (prefix, file) in [("memory.", &memory), ("cpu.", &cpu), ("memory_events.", &events)] {
+            for (key, n) in file {
+                let figure = figures.get(&format!("{prefix}{key}"));
+                assert!(figure.is_none_or(|figure| *figure == n.to_string()), "{prefix}{key}: {figure:?}, not {n}");
+            }
+        }
+        let sum = |a: &str, b: &str| memory[a] + memory[b];
+        for (name, value) in [
+            ("memory.workingset_refault", sum("workingset_refault_anon", "workingset_refault_file").to_string()),
+            ("memory.workingset_activate", sum("workingset_activate_anon", "workingset_activate_file").to_string()),
+            ("memory.usage", "4000".to_owned()),
+            ("memory.usage_limit", "4001".to_owned()),
+            ("memory.max_usage", "4002".to_owned()),
+            ("memory.swap_usage", "4003".to_owned()),
+            ("memory.swap_limit", "4004".to_owned()),
+            ("memory.swap_max_usage", "4005".to_owned()),
+            ("pids.current", "4006".to_owned()),
+            ("pids.limit", "4007".to_owned()),
+            ("cpu.psi.some.avg10", "1.1".to_owned()),
+            ("memory.psi.full.avg300", "2.3".to_owned()),
+            ("io.psi.full.total", "503".to_owned()),
+            ("io.usage.major", "254".to_owned()),
+            ("io.usage.minor", "16".to_owned()),
+            ("io.usage.rbytes", "4096".to_owned()),
+            ("io.usage.wios", "2".to_owned()),
+            ("rdma.limit.hca_objects", u32::MAX.to_string()),
+        ] {
+            assert_eq!(figures[name], value, "{name}");
+        }
+        if !huge_page_sizes().is_empty() {
+            assert_eq!([&figures["hugetlb.failcnt"], &figures["hugetlb.max"]], ["7", &u64::MAX.to_string()]);
+        }
+    }
+
+    #[test]
+    fn of_a_cgroup_that_is_gone_the_memory_events_are_left() {
+        let text = "low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n";
+        let metrics = Metrics::parse_from_bytes(&last_metrics(text).unwrap()).unwrap();
+        assert_eq!((metrics.memory_events.max, metrics.memory_events.oom_kill), (9, 1));
+        assert!(metrics.memory.is_none() && metrics.cpu.is_none() && metrics.pids.is_none());
+    }
 
     #[test]
     fn processor_time_and_throttling_are_read() {

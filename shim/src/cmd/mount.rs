@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::sys::mount::{MountError, MountRequest, mount_all, unmount_all};
+use crate::sys::process;
 
 /// The longest request that is read, in bytes: more than a ttrpc message can hold.
 const REQUEST_LIMIT: u64 = 16 << 20;
@@ -31,6 +32,8 @@ pub fn run_mount(stdin: impl Read) -> Result<(), MountCommandError> {
     let mut text = Vec::new();
     stdin.take(REQUEST_LIMIT).read_to_end(&mut text).map_err(MountCommandError::Read)?;
     let request: MountRequest = serde_json::from_slice(&text).map_err(MountCommandError::Malformed)?;
+    // Else a mount could come after the `delete` of a shim that was killed.
+    let _ = process::die_with_parent();
     Ok(mount_all(&request)?)
 }
 

@@ -14,7 +14,9 @@ use tokio::task::LocalSet;
 use super::start::{ADDRESS_VARIABLE, EVENTS_VARIABLE, GROUP_VARIABLE, instance};
 use crate::cli::Flags;
 use crate::driver::{Config, Shim};
+use crate::io::spill::policy::{OutputSettings, SettingsError};
 use crate::logging;
+use crate::offload;
 use crate::owned_task::OwnedTask;
 use crate::sys::{memory, process};
 
@@ -26,9 +28,8 @@ pub(super) const READY: &str = "ready\n";
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(120);
 /// How long Delete waits for output that a slow reader has not taken: below the 10 s that CRI gives the whole Delete.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(7);
-/// The on-demand thread: how long it waits for more work before it ends, and its stack.
-const THREAD_IDLE: Duration = Duration::from_millis(100);
-const THREAD_STACK: usize = 128 << 10;
+/// How long the shim's end waits for what is still done off the loop: a stuck disk must not keep it for ever.
+const LAST_WORK: Duration = Duration::from_secs(2);
 
 /// Why the server could not begin to serve.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum ServeError {
     /// The kernel refuses a part of the set-up.
     #[error("cannot {0}")]
     SetUp(&'static str, #[source] io::Error),
+    /// The settings file; `start` has looked at it just before.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
 }
 
 /// Serves until nothing is left to look after.
@@ -46,18 +50,21 @@ pub enum ServeError {
 /// # Errors
 /// See [`ServeError`]. They are also written into the readiness pipe, as nobody else may hear them.
 pub fn run(flags: &Flags) -> Result<(), ServeError> {
+    // The listener and the readiness pipe are 0 and 1; on kernels that cannot, a careless daemon's fds stay open.
+    let _ = process::close_inherited_fds();
+    memory::bound_the_allocator();
+    memory::keep_tunables_to_oneself();
+    // Not by hand, where standard output may be anything.
     let config = config(flags)?;
-    let (listener, tell) = set_up(flags).map_err(|(what, e)| ServeError::SetUp(what, e))?;
-    let mut tell = Some(File::from(tell));
-    match serve(config, listener, &mut tell) {
-        Ok(()) => Ok(()),
-        Err((what, e)) => {
-            if let Some(mut tell) = tell {
-                let _ = write!(tell, "cannot {what}: {e}");
-            }
-            Err(ServeError::SetUp(what, e))
+    let inherited = process::take_inherited().map_err(|e| ServeError::SetUp("take the listening socket", e))?;
+    let (listener, mut tell) = (inherited.0, Some(File::from(inherited.1)));
+    let served = set_up(flags).and_then(|()| serve(config, listener, &mut tell));
+    served.map_err(|(what, e)| {
+        if let Some(mut tell) = tell {
+            let _ = write!(tell, "cannot {what}: {e}");
         }
-    }
+        ServeError::SetUp(what, e)
+    })
 }
 
 fn config(flags: &Flags) -> Result<Config, ServeError> {
@@ -79,6 +86,7 @@ fn config(flags: &Flags) -> Result<Config, ServeError> {
         executable: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         runtime_deadline: milliseconds("HOLDFAST_RUNTIME_TIMEOUT_MS").unwrap_or(RUNTIME_DEADLINE),
         drain_deadline: milliseconds("HOLDFAST_DRAIN_TIMEOUT_MS").unwrap_or(DRAIN_DEADLINE),
+        output: OutputSettings::load()?,
     })
 }
 
@@ -86,12 +94,8 @@ fn milliseconds(variable: &str) -> Option<Duration> {
     std::env::var(variable).ok()?.parse().ok().map(Duration::from_millis)
 }
 
-/// Everything before the async runtime exists. Gives the listener and the readiness pipe.
-fn set_up(flags: &Flags) -> Result<(OwnedFd, OwnedFd), (&'static str, io::Error)> {
-    // The listener and the readiness pipe are 0 and 1; on kernels that cannot, a careless daemon's fds stay open.
-    let _ = process::close_inherited_fds();
-    memory::bound_the_allocator();
-    let inherited = process::take_inherited().map_err(|e| ("take the listening socket", e))?;
+/// What is left to do before the async runtime exists.
+fn set_up(flags: &Flags) -> Result<(), (&'static str, io::Error)> {
     process::detach_stdio().map_err(|e| ("detach from the standard streams", e))?;
     // Out of the daemon's session and group, so that signals meant for those do not end the shim.
     let _ = nix::unistd::setsid();
@@ -100,17 +104,13 @@ fn set_up(flags: &Flags) -> Result<(OwnedFd, OwnedFd), (&'static str, io::Error)
     if logging::init(Path::new("log"), flags.debug).is_ok() {
         let _ = logging::redirect_stderr();
     }
-    Ok(inherited)
+    Ok(())
 }
 
 fn serve(config: Config, listener: OwnedFd, tell: &mut Option<File>) -> Result<(), (&'static str, io::Error)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        // One thread at rest, and one more only while a disk or a control group is waited for.
-        .max_blocking_threads(1)
-        .thread_keep_alive(THREAD_IDLE)
-        .thread_stack_size(THREAD_STACK)
         .build()
         .map_err(|e| ("start the async runtime", e))?;
     let local = LocalSet::new();
@@ -119,11 +119,18 @@ fn serve(config: Config, listener: OwnedFd, tell: &mut Option<File>) -> Result<(
         let shim = Shim::serve(config, listener).map_err(|e| ("serve the socket", e))?;
         // A child may have died before its signal could be seen; there is none yet, but an upgrade will have some.
         shim.reap();
-        if let Some(mut tell) = tell.take() {
-            tell.write_all(READY.as_bytes()).map_err(|e| ("say that it is ready", e))?;
+        // If that `start` was killed, another one of the group may have found the socket already: go on, and end when
+        // nobody comes.
+        if let Some(mut tell) = tell.take()
+            && let Err(e) = tell.write_all(READY.as_bytes())
+        {
+            tracing::warn!(error = %e, "the command that started this shim is gone, ignoring");
         }
         let _signals = OwnedTask::spawn(heed(shim.clone(), signals));
         shim.ended().await;
+        if tokio::time::timeout(LAST_WORK, offload::finished()).await.is_err() {
+            tracing::warn!("ending while a disk or a control group is still waited for");
+        }
         Ok(())
     })
 }
@@ -134,8 +141,8 @@ struct Signals {
     child: Signal,
     terminate: Signal,
     interrupt: Signal,
-    /// Caught so that it does nothing.
-    _hangup: Signal,
+    /// Caught so that they do nothing: at a limit for the size of files, a write then fails like on a full disk.
+    _without_effect: [Signal; 2],
 }
 
 impl Signals {
@@ -144,7 +151,7 @@ impl Signals {
             child: signal(SignalKind::child())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            _hangup: signal(SignalKind::hangup())?,
+            _without_effect: [signal(SignalKind::hangup())?, signal(SignalKind::from_raw(libc::SIGXFSZ))?],
         })
     }
 }
@@ -164,5 +171,17 @@ async fn heed(shim: Rc<Shim>, mut signals: Signals) {
             tracing::info!("told to stop; containers keep running");
             shim.stop();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trap_12_output_has_longer_than_a_loaded_reader_needs_and_less_than_the_whole_delete() {
+        // Two seconds have lost the tails of logs on loaded machines; CRI gives the whole Delete ten.
+        let (too_short, whole) = (Duration::from_secs(2), Duration::from_secs(10));
+        assert!(DRAIN_DEADLINE >= too_short * 3 && DRAIN_DEADLINE + too_short < whole);
     }
 }

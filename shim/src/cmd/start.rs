@@ -1,27 +1,30 @@
-//! `start`: find the shim of the container's group or launch one, and print its address (contract 2.1).
+//! `start`: find the shim of the container's group or launch one, and print its address (contract 2.1, `reply.rs`).
 //!
-//! On success nothing but the address goes to standard output, and nothing at all to standard error: the daemon reads
+//! On success nothing but the reply goes to standard output, and nothing at all to standard error: the daemon reads
 //! both into one buffer and takes it for the reply.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use holdfast_proto::record::{SUPERVISOR_INSTANCE, run_dir};
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 use sha2::{Digest, Sha256};
 
+use super::reply::Reply;
+use super::socket::{self, GroupLock, Place, SocketError, hex, socket_name};
 use crate::cli::{self, Bootstrap, CliError, Flags};
+use crate::io::spill::policy::{OutputSettings, SettingsError};
+use crate::oci::runner::MANAGERS_OWN;
 use crate::oci::spec::{self, SpecError};
 use crate::options::{self, OptionsError};
 use crate::record;
-use crate::sys::process;
+use crate::sys::{memory, process, reaper, signal};
 
 /// Set by holdfastd for the shims that it starts itself.
 pub const MANAGER_VARIABLE: &str = "HOLDFAST_MANAGER";
@@ -32,12 +35,16 @@ pub(super) const GROUP_VARIABLE: &str = "HOLDFAST_SHIM_GROUP";
 /// From `start` to the server: where events go.
 pub(super) const EVENTS_VARIABLE: &str = "TTRPC_ADDRESS";
 
-/// So that our sockets never have the name of another shim's: the group label alone decides it otherwise.
-const SALT: &[u8] = b"holdfast";
+/// Not empty: the server and all that comes after it share a core-scheduling cookie of their own (contract 1.3).
+const SCHED_CORE_VARIABLE: &str = "SCHED_CORE";
 /// The longest path of a Unix socket, `unix(7)`.
 const SOCKET_PATH_LIMIT: usize = 107;
 /// How long the server may take to be ready, in milliseconds.
 const READY_LIMIT: u16 = 10_000;
+/// How long a server may take to die of SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
+/// The highest version of the task service that this build serves.
+const OWN_VERSION: i32 = 3;
 
 /// Why no shim could be started.
 #[derive(Debug, thiserror::Error)]
@@ -51,15 +58,21 @@ pub enum StartError {
     /// The runtime options.
     #[error("the runtime options")]
     Options(#[from] OptionsError),
+    /// The shim's settings file.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// Something with a file or directory.
     #[error("cannot {0} {1}")]
     Path(&'static str, PathBuf, #[source] io::Error),
     /// The socket's path does not fit.
     #[error("the socket path {0} is longer than {SOCKET_PATH_LIMIT} bytes")]
     TooLong(PathBuf),
-    /// Something that is not a socket is in the way.
-    #[error("{0} exists and is not a socket")]
-    InTheWay(PathBuf),
+    /// The socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Core scheduling was asked for.
+    #[error("cannot make a core-scheduling cookie, which {SCHED_CORE_VARIABLE} asks for")]
+    SchedCore(#[source] io::Error),
     /// The server did not come up.
     #[error("the shim did not start: {0}")]
     Server(String),
@@ -72,68 +85,86 @@ pub enum StartError {
 ///
 /// # Errors
 /// See [`StartError`]; no server and no socket is left then.
-pub fn run(flags: &Flags) -> Result<String, StartError> {
-    let path_error = |what, path: &Path| {
-        let path = path.to_owned();
-        move |e| StartError::Path(what, path, e)
-    };
+pub fn run(flags: &Flags) -> Result<Vec<u8>, StartError> {
+    // Whoever ends the daemon in a terminal does not mean a start that is under way.
+    signal::outlast();
     let env = |name: &str| std::env::var(name).ok();
     let bootstrap = cli::bootstrap(flags, &read_stdin()?, &env)?;
     let options = match &bootstrap.options {
         Some((type_url, value)) => options::from_any(type_url, value)?.0,
         None => options::Options::default(),
     };
-    let bundle = std::env::current_dir().map_err(path_error("use", Path::new(".")))?;
+    let bundle = std::env::current_dir().map_err(|e| StartError::Path("use", ".".into(), e))?;
     let group = spec::read(&bundle)?.annotations_group.unwrap_or_else(|| flags.id.clone());
     let dir = bootstrap.socket_dir.clone().unwrap_or_else(|| run_dir().join("s"));
-    let socket = dir.join(socket_name(&flags.address, &flags.namespace, &group));
+    let name = socket_name(&flags.address, &flags.namespace, &group);
+    let socket = dir.join(&name);
     if socket.as_os_str().len() > SOCKET_PATH_LIMIT {
         return Err(StartError::TooLong(socket));
     }
+    socket::make_dirs(&run_dir(), &dir)?;
     let address = format!("unix://{}", socket.display());
-    let write_address = || {
-        let file = bundle.join("address");
-        record::replace(&file, address.as_bytes(), 0o644).map_err(path_error("write", &file))
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(path_error("make the directory", &dir))?;
-    let Some(listener) = listen(&dir, &socket)? else {
-        write_address()?;
-        return Ok(address);
-    };
-    let launched = launch(flags, &bootstrap, &group, &address, listener)
-        .and_then(|pid| place(pid, &options.shim_cgroup).inspect_err(|_| kill(pid)).map(|()| pid))
-        .and_then(|pid| write_address().inspect_err(|_| kill(pid)));
-    if let Err(e) = launched {
-        let _ = fs::remove_file(&socket);
-        return Err(e);
-    }
-    Ok(address)
+    let _lock = GroupLock::take(&run_dir(), &name)?;
+    // Of an earlier container in this bundle.
+    let _ = fs::remove_file(bundle.join(record::LAST_NAME));
+    let served = AddressFile::write(&bundle, &address).and_then(|file| {
+        let served = match socket::take_place(&socket)? {
+            Place::Served(version) => version,
+            Place::Bound(listener) => {
+                let launched = launch(flags, &bootstrap, &group, &address, listener, &options.shim_cgroup);
+                launched.inspect_err(|_| drop(fs::remove_file(&socket)))?;
+                OWN_VERSION
+            }
+        };
+        file.keep();
+        Ok(served)
+    })?;
+    Ok(Reply::choose(&bootstrap, &env).bytes(&address, served))
 }
 
-fn read_stdin() -> Result<Vec<u8>, StartError> {
+/// The file `address` of a bundle. It is written before there is a server: a daemon that restarts, and a `delete` after a
+/// `start` that was killed, know from it where to look.
+struct AddressFile {
+    path: PathBuf,
+    /// It was not there before, and goes again unless a shim comes of it.
+    is_new: bool,
+}
+
+impl AddressFile {
+    fn write(bundle: &Path, address: &str) -> Result<Self, StartError> {
+        let path = bundle.join("address");
+        let is_new = fs::symlink_metadata(&path).is_err();
+        let written = record::replace(&path, address.as_bytes(), 0o644);
+        written.map_err(|e| StartError::Path("write", path.clone(), e))?;
+        Ok(Self { path, is_new })
+    }
+
+    fn keep(mut self) {
+        self.is_new = false;
+    }
+}
+
+impl Drop for AddressFile {
+    fn drop(&mut self) {
+        if self.is_new {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The standard input, whole; nothing of a terminal, so that somebody who tries the command by hand gets an answer.
+///
+/// # Errors
+/// [`StartError::Path`]. More than [`cli::STDIN_LIMIT`] is cut one byte beyond it.
+pub fn read_stdin() -> Result<Vec<u8>, StartError> {
     let mut stdin = io::stdin();
     let mut bytes = Vec::new();
-    // Somebody who tries the command by hand gets an answer.
     if !stdin.is_terminal() {
         let limit = u64::try_from(cli::STDIN_LIMIT).unwrap_or(u64::MAX) + 1;
         let read = stdin.by_ref().take(limit).read_to_end(&mut bytes);
         read.map_err(|e| StartError::Path("read", "the standard input".into(), e))?;
     }
     Ok(bytes)
-}
-
-/// 64 hexadecimal digits.
-fn socket_name(address: &str, namespace: &str, group: &str) -> String {
-    let mut hash = Sha256::new();
-    for part in [SALT, address.as_bytes(), namespace.as_bytes(), group.as_bytes()] {
-        hash.update(part);
-        hash.update([0]);
-    }
-    hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The name under which records of this manager's containers are filed.
@@ -144,51 +175,25 @@ pub(super) fn instance(address: &str) -> String {
     }
 }
 
-/// Binds the socket. None: a shim of the group serves there already.
+/// Starts the server, waits until it is ready and puts it into its place. The listening socket is its standard input and
+/// the readiness pipe its standard output: that way nothing has to be done between fork and exec.
 ///
-/// Two `start`s may run for one group at once, so looking, unlinking and binding happen under a lock. It is on the
-/// directory, which is there anyway and is never removed.
-fn listen(dir: &Path, socket: &Path) -> Result<Option<OwnedFd>, StartError> {
-    let failed = |e: io::Error| StartError::Path("lock", dir.to_owned(), e);
-    let lock = File::open(dir).map_err(failed)?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))?;
-    match UnixListener::bind(socket) {
-        Ok(listener) => return only_ours(listener, socket).map(Some),
-        Err(e) if e.kind() == ErrorKind::AddrInUse => {}
-        Err(e) => return Err(StartError::Path("bind the socket", socket.to_owned(), e)),
-    }
-    match UnixStream::connect(socket) {
-        Ok(_) => return Ok(None),
-        // A full backlog belongs to a shim that lives.
-        Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
-        Err(_) => {}
-    }
-    // Only what looks like a dead shim's socket is removed.
-    let kind = fs::symlink_metadata(socket).map(|m| m.file_type());
-    if kind.is_ok_and(|kind| !std::os::unix::fs::FileTypeExt::is_socket(&kind)) {
-        return Err(StartError::InTheWay(socket.to_owned()));
-    }
-    let failed = |e| StartError::Path("replace the stale socket", socket.to_owned(), e);
-    fs::remove_file(socket).map_err(failed)?;
-    only_ours(UnixListener::bind(socket).map_err(failed)?, socket).map(Some)
-}
-
-fn only_ours(listener: UnixListener, socket: &Path) -> Result<OwnedFd, StartError> {
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
-        .map_err(|e| StartError::Path("protect the socket", socket.to_owned(), e))?;
-    Ok(listener.into())
-}
-
-/// Starts the server and waits until it is ready. The listening socket is its standard input and the readiness pipe its
-/// standard output: that way nothing has to be done between fork and exec.
+/// # Errors
+/// See [`StartError`]; the server is gone then.
 fn launch(
     flags: &Flags,
     bootstrap: &Bootstrap,
     group: &str,
     address: &str,
     listener: OwnedFd,
-) -> Result<u32, StartError> {
+    cgroup: &str,
+) -> Result<(), StartError> {
+    // The server reads them itself; what is wrong with them is said here, where there is somebody to hear it.
+    OutputSettings::load()?;
     let server = |e: io::Error| StartError::Server(e.to_string());
+    if std::env::var_os(SCHED_CORE_VARIABLE).is_some_and(|value| !value.is_empty()) {
+        process::make_core_cookie().map_err(StartError::SchedCore)?;
+    }
     let (ready, tell) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| server(e.into()))?;
     let program = std::env::current_exe().map_err(server)?;
     let mut command = Command::new(program);
@@ -196,35 +201,42 @@ fn launch(
     if bootstrap.debug {
         command.arg("-debug");
     }
+    for variable in MANAGERS_OWN {
+        command.env_remove(variable);
+    }
+    let (variable, tunables) = memory::TUNABLES;
+    if std::env::var_os(variable).is_none() {
+        command.env(variable, tunables);
+    }
     command
         .env(ADDRESS_VARIABLE, address)
         .env(GROUP_VARIABLE, group)
         .env(EVENTS_VARIABLE, &bootstrap.ttrpc_address)
-        // The first makes runc wait for systemd for ever (contract, trap 47); the others are for the Go shim.
-        .env_remove("NOTIFY_SOCKET")
-        .env_remove("GOMAXPROCS")
-        .env_remove("MAX_SHIM_VERSION")
         .stdin(Stdio::from(listener))
         .stdout(Stdio::from(tell))
         .stderr(Stdio::null());
-    let child = command.spawn().map_err(server)?;
-    let pid = child.id();
+    let pid = command.spawn().map_err(server)?.id();
     // The command holds the write end open.
     drop(command);
-    let said = wait_ready(ready).map_err(server)?;
-    match said.as_str() {
-        super::serve::READY => Ok(pid),
-        text => {
-            kill(pid);
-            let text = if text.is_empty() { "it ended without a word" } else { text };
-            Err(StartError::Server(text.to_owned()))
-        }
-    }
+    let placed = match wait_ready(ready).map_err(server) {
+        Ok(said) if said == super::serve::READY => place(pid, cgroup),
+        Ok(said) if said.is_empty() => Err(StartError::Server("it ended without a word".to_owned())),
+        Ok(said) => Err(StartError::Server(said)),
+        Err(e) => Err(e),
+    };
+    placed.inspect_err(|_| kill(pid))
 }
 
 fn wait_ready(ready: OwnedFd) -> io::Result<String> {
     let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&ready), PollFlags::POLLIN)];
-    if poll(&mut fds, PollTimeout::from(READY_LIMIT))? == 0 {
+    let ready_fds = loop {
+        match poll(&mut fds, PollTimeout::from(READY_LIMIT)) {
+            // A signal that is to have no effect has this one, see `signal::outlast`.
+            Err(Errno::EINTR) => {}
+            result => break result?,
+        }
+    };
+    if ready_fds == 0 {
         return Ok(format!("it was not ready after {READY_LIMIT} ms"));
     }
     let mut text = String::new();
@@ -245,22 +257,6 @@ fn place(pid: u32, cgroup: &str) -> Result<(), StartError> {
 }
 
 fn kill(pid: u32) {
-    let _ = crate::sys::signal::send(pid, nix::libc::SIGKILL);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_socket_is_named_after_daemon_namespace_and_group_and_nobody_elses() {
-        let name = socket_name("/run/containerd/containerd.sock", "k8s.io", "pod");
-        assert_eq!(name.len(), 64);
-        assert_ne!(name, socket_name("/run/containerd/containerd.sock", "k8s.io", "pod2"));
-        assert_ne!(name, socket_name("/run/containerd/containerd.sock", "moby", "pod"));
-        assert_ne!(name, socket_name("/run/k3s/containerd.sock", "k8s.io", "pod"));
-        // What containerd's own shim hashes: the three joined as a path.
-        let theirs = hex(&Sha256::digest("/run/containerd/containerd.sock/k8s.io/pod"));
-        assert_ne!(name, theirs);
-    }
+    let _ = signal::send(pid, nix::libc::SIGKILL);
+    reaper::wait_for(pid, KILL_LIMIT);
 }

@@ -5,11 +5,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use holdfast_proto::record::{ExitRecord, ProcessRecord, ProcessState, Record, RuntimeRef, SCHEMA, ShimIdentity};
+use holdfast_proto::record::{
+    ExitRecord, LoggerRecord, ProcessRecord, ProcessState, Record, RuntimeRef, SCHEMA, ShimIdentity,
+};
 
 use super::State;
+use super::loggers::Revival;
+use super::oom::Memory;
 use crate::cgroup;
-use crate::io::process::ProcessIo;
+use crate::io::process::{OpenedLog, ProcessIo};
+use crate::io::spill::policy::OutputSettings;
 use crate::io::stdio::Addresses;
 use crate::lifecycle::{ProcessId, ProcessView, Status, TaskId};
 use crate::oci::command::Runtime;
@@ -17,16 +22,20 @@ use crate::options::Options;
 use crate::record;
 use crate::sys::mount::MountEntry;
 use crate::sys::process::start_time;
-use crate::wire::CreateBody;
+use crate::wire::{Chosen, CreateBody};
 
 /// A container's belongings.
 pub(super) struct Container {
     pub(super) bundle: PathBuf,
     pub(super) mounts: Vec<MountEntry>,
     pub(super) options: Options,
+    pub(super) output: OutputSettings,
     pub(super) runtime: Runtime,
-    /// Known once init has a pid.
+    /// Where its specification says that it is to be made, if nothing is there yet; as found, once init has a pid.
     pub(super) cgroup: Option<cgroup::Paths>,
+    pub(super) memory: Option<Memory>,
+    /// The directory of the checkpoint that it is restored from; empty: none.
+    pub(super) checkpoint: String,
     pub(super) processes: BTreeMap<ProcessId, Process>,
     /// Its directory below the run root.
     pub(super) dir: PathBuf,
@@ -38,6 +47,8 @@ pub(super) struct Process {
     pub(super) addresses: Addresses,
     /// None before the start of an exec, and once released.
     pub(super) io: Option<ProcessIo>,
+    /// Its logs, from when they are open until it has its streams.
+    pub(super) opened: Vec<OpenedLog>,
     /// An exec's settings, until it is started.
     pub(super) spec: Vec<u8>,
     /// Asked for before there was a terminal.
@@ -46,17 +57,23 @@ pub(super) struct Process {
     pub(super) stdin_closed: bool,
     /// See [`start_time`].
     pub(super) start_time: u64,
+    /// Its exit was announced.
+    pub(super) exit_told: bool,
+    pub(super) revival: Revival,
 }
 
 impl Container {
-    pub(super) fn new(create: CreateBody, options: Options, runtime: Runtime, dir: PathBuf) -> Self {
+    pub(super) fn new(create: CreateBody, chosen: Chosen, runtime: Runtime, dir: PathBuf) -> Self {
         let init = Process { addresses: create.addresses, ..Process::default() };
         Self {
             bundle: create.bundle,
             mounts: create.mounts,
-            options,
+            options: chosen.options,
+            output: chosen.output,
             runtime,
             cgroup: None,
+            memory: None,
+            checkpoint: create.checkpoint,
             processes: BTreeMap::from([(ProcessId::Init, init)]),
             dir,
         }
@@ -71,6 +88,18 @@ impl Container {
         match process {
             ProcessId::Init => self.bundle.join("init.pid"),
             ProcessId::Exec(id) => self.dir.join("exec").join(format!("{}.pid", id.0)),
+        }
+    }
+
+    /// Writes something into the directory, which is made anew if somebody tidied up in `/run`. Not without a bundle: then it
+    /// was `delete`, and nobody will read there again.
+    pub(super) fn in_dir<T>(&self, write: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match write() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.bundle.exists() => {
+                record::make_dir(&self.dir)?;
+                write()
+            }
+            written => written,
         }
     }
 
@@ -93,6 +122,7 @@ impl State {
     /// Writes the record of a task, or remembers that it could not.
     pub(super) fn save(&mut self, task: &TaskId) -> io::Result<()> {
         let views = self.lifecycle.processes(task);
+        let loggers: Vec<_> = views.iter().map(|view| self.logger_record(task, &view.process)).collect();
         let Some(container) = self.containers.get_mut(task) else { return Ok(()) };
         for view in &views {
             if let Some(process) = container.processes.get_mut(&view.process)
@@ -122,13 +152,20 @@ impl State {
                 root: container.runtime.root.clone(),
                 systemd_cgroup: container.runtime.systemd_cgroup,
             },
-            processes: views.iter().map(|view| process_record(view, container)).collect(),
+            times_out_of_memory: self.lifecycle.times_out_of_memory(task),
+            processes: views.iter().zip(loggers).map(|(view, l)| process_record(view, container, l)).collect(),
         };
-        record::write(&container.dir, &record)
+        container.in_dir(|| record::write(&container.dir, &record))
+    }
+
+    /// Its pid is its own: it is not reaped yet.
+    fn logger_record(&self, task: &TaskId, process: &ProcessId) -> Option<LoggerRecord> {
+        let pid = self.loggers_of(task, process).last()?;
+        Some(LoggerRecord { pid, start_time: start_time(pid)? })
     }
 }
 
-fn process_record(view: &ProcessView, container: &Container) -> ProcessRecord {
+fn process_record(view: &ProcessView, container: &Container, logger: Option<LoggerRecord>) -> ProcessRecord {
     let process = container.processes.get(&view.process);
     let addresses = process.map(|p| p.addresses.clone()).unwrap_or_default();
     ProcessRecord {
@@ -141,11 +178,14 @@ fn process_record(view: &ProcessView, container: &Container) -> ProcessRecord {
             Status::Paused => ProcessState::Paused,
             Status::Stopped => ProcessState::Stopped,
         },
+        exit_told: process.is_some_and(|p| p.exit_told),
+        oom_killed: view.oom_killed,
         exit: view.exit.map(|exit| ExitRecord { status: exit.status.code(), at_unix_ns: exit.at_unix_ns }),
         terminal: addresses.terminal,
         stdin: addresses.stdin,
         stdout: addresses.stdout,
         stderr: addresses.stderr,
+        logger,
     }
 }
 

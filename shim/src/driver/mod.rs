@@ -1,12 +1,19 @@
 //! The one loop: take an input, let the lifecycle decide, perform its effects in order.
 //!
 //! All that the shim knows is in [`State`]; `perform.rs` carries effects out, `calls.rs` looks after what takes time,
-//! `container.rs` holds what belongs to a container, `still.rs` freezes and thaws. Inputs come from the connections'
-//! tasks, the reaper, timers and the relays, each as a plain call that returns at once: no queue lies between them and
-//! the state, so nothing is lost when everything stops.
+//! `opening.rs` after the opening of logs, `loggers.rs` after the life of loggers and `criu.rs` after what checkpoints
+//! leave behind, `container.rs` holds what belongs to a container, `oom.rs` watches over its memory, `output.rs` tells what
+//! becomes of its output, `still.rs` freezes and thaws. Inputs come from the connections' tasks, the reaper, timers and the
+//! relays, each as a plain call that returns at once: no queue lies between them and the state, so nothing is lost when
+//! everything stops.
 
 mod calls;
 mod container;
+mod criu;
+mod loggers;
+mod oom;
+mod opening;
+mod output;
 mod perform;
 mod still;
 
@@ -26,6 +33,12 @@ use tokio::sync::Notify;
 
 use self::calls::Running;
 use self::container::Container;
+use self::loggers::Logger;
+use crate::cgroup::oom::Alarms;
+use crate::io::spill::Removal;
+use crate::io::spill::policy::{Choice, OutputSettings};
+use crate::io::spill::tree::Home;
+use crate::journal::Journal;
 use crate::lifecycle::{Asker, CallId, Input, Lifecycle, Pid, ProcessId, Request, TaskId, Verb};
 use crate::oci::{runner, spec};
 use crate::options;
@@ -33,14 +46,14 @@ use crate::owned_task::OwnedTask;
 use crate::publish::Publisher;
 use crate::server::{self, Connection};
 use crate::sys::{memory, reaper};
-use crate::wire::{self, Body, Decoded, RpcError};
+use crate::wire::{self, Body, Chosen, Decoded, RpcError};
 
 /// How long all events and answers may take to get out at the end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long nothing must happen before the shim gives back what it does not need at rest.
 const QUIET: Duration = Duration::from_millis(500);
-/// How long a shim without a task and without a connection waits for somebody to come: a Shutdown that was lost must not
-/// leak a process.
+/// How long a shim that nobody is connected to, and in which nothing runs, waits for somebody to come: a Shutdown that was
+/// lost must not leak a process. Tasks that have ended are kept for longer, see [`State::is_abandoned`].
 const IDLE: Duration = Duration::from_secs(120);
 
 /// What a shim is told when it starts, and never changes.
@@ -66,6 +79,18 @@ pub struct Config {
     pub runtime_deadline: Duration,
     /// How long Delete waits for output that a slow reader has not taken yet.
     pub drain_deadline: Duration,
+    /// The machine's settings for output that nobody reads; a container may have some of its own.
+    #[serde(default)]
+    pub output: OutputSettings,
+}
+
+impl Config {
+    /// Where what containerd has not taken yet waits.
+    fn journal(&self) -> Journal {
+        let dir = holdfast_proto::record::namespace_dir(&self.run_dir, &self.instance, &self.namespace);
+        let socket_name = socket_path(&self.address).file_name().unwrap_or_default().to_string_lossy();
+        Journal::new(&dir, &socket_name, &crate::record::boot_id())
+    }
 }
 
 /// A running shim. Cheap to share; single-threaded.
@@ -93,10 +118,14 @@ struct State {
     timers: BTreeMap<Asker, Timer>,
     running: BTreeMap<CallId, Running>,
     children: BTreeMap<Pid, CallId>,
+    loggers: BTreeMap<Pid, Logger>,
     /// Questions that are being answered off the loop.
     questions: BTreeMap<Asker, perform::Question>,
+    alarms: Alarms,
     publisher: Publisher,
     listener: Option<Rc<AsyncFd<UnixListener>>>,
+    /// Spill files that are being removed.
+    removals: Vec<Removal>,
     /// Records that could not be written yet.
     unsaved: BTreeSet<TaskId>,
     resave: Option<OwnedTask>,
@@ -133,7 +162,7 @@ impl Shim {
     /// As `epoll_ctl(2)`.
     pub fn serve(config: Config, listener: OwnedFd) -> io::Result<Rc<Self>> {
         let listener = server::listener(listener)?;
-        let publisher = Publisher::start(&config.events_address);
+        let publisher = Publisher::start(&config.events_address, config.journal());
         let mut state = State::new(config, publisher);
         state.listener = Some(listener);
         let shim = Self::new(state);
@@ -168,10 +197,17 @@ impl Shim {
 
     /// Collects all dead children; to be called at start and on every SIGCHLD.
     pub fn reap(&self) {
-        while let Some((pid, exit)) = reaper::reap() {
+        while let Some(dead) = reaper::next_dead() {
+            let pid = dead.pid;
             let call = self.state.borrow_mut().children.remove(&pid);
+            if call.is_some() && !dead.well {
+                // What a failed call has started goes with it. A container's process has left the group by then.
+                runner::kill_group(pid);
+            }
+            let Some(exit) = dead.collect() else { continue };
             match call {
                 Some(call) => self.child_exited(call, exit.status),
+                None if self.logger_exited(pid, exit.status) => {}
                 None => self.input(Input::Exited { pid, exit }),
             }
         }
@@ -183,18 +219,18 @@ impl Shim {
             return;
         }
         let mut state = self.state.borrow_mut();
-        // First of all, so that no `start` finds a shim that is about to go.
-        if state.listener.take().is_some() {
-            let _ = std::fs::remove_file(socket_path(&state.config.address));
-        }
+        state.close_socket();
+        // What waits for containerd has one more chance now.
+        state.publisher.poke();
         drop(state);
         let me = self.me.clone();
         self.tasks.borrow_mut().push(OwnedTask::spawn(async move {
             let said = tokio::time::timeout(LAST_WORDS, all_said(me.clone())).await;
             if said.is_err() {
-                tracing::warn!("ending with events or answers that nobody took");
+                tracing::warn!("ending with events or answers that nobody took, or loggers or spills that did not go");
             }
             if let Some(shim) = me.upgrade() {
+                shim.state.borrow_mut().kill_ending_loggers();
                 shim.ended.notify_one();
             }
         }));
@@ -222,11 +258,15 @@ impl Shim {
 
     /// A request of a client; answered now or later, exactly once. `timeout_ns` is the client's own, 0 for none.
     pub(crate) fn request(&self, asker: Asker, decoded: Decoded, timeout_ns: u64) {
-        let (task, process, verb, body) = match decoded {
-            Decoded::Info => return self.respond(asker, Ok(self.state.borrow().info())),
+        let (task, process, verb, mut body) = match decoded {
+            Decoded::Info => {
+                let info = self.state.borrow().info();
+                return self.respond(asker, Ok(info));
+            }
+            Decoded::Output { task, measure } => return self.tell_output(asker, task, measure),
             Decoded::Task { task, process, verb, body } => (task, process, verb, body),
         };
-        let verb = match self.admit(&task, verb, &body) {
+        let verb = match self.admit(&task, verb, &mut body) {
             Ok(verb) => verb,
             Err(error) => return self.respond(asker, Err(error)),
         };
@@ -243,22 +283,34 @@ impl Shim {
     }
 
     /// Looks at what a Create brings before anything is begun; an id that is taken is the lifecycle's to refuse.
-    fn admit(&self, task: &TaskId, verb: Verb, body: &Body) -> Result<Verb, RpcError> {
+    fn admit(&self, task: &TaskId, verb: Verb, body: &mut Body) -> Result<Verb, RpcError> {
         let (Verb::Create { .. }, Body::Create(create)) = (verb, body) else { return Ok(verb) };
         let state = self.state.borrow();
         if state.lifecycle.contains(task) || self.stopping.get() {
             return if self.stopping.get() { Err(unavailable()) } else { Ok(verb) };
         }
         let invalid = |e: &dyn std::error::Error| (ttrpc::proto::Code::INVALID_ARGUMENT, chain(e));
-        if !create.checkpoint.is_empty() {
-            let text = format!("task {:?}: restoring a checkpoint is not supported by this shim yet", task.0);
+        let (options, unknown) = match &create.options {
+            Some((type_url, value)) => options::from_any(type_url, value).map_err(|e| invalid(&e))?,
+            None => Default::default(),
+        };
+        for key in unknown {
+            tracing::warn!(task = task.0, key, "unknown runtime option, ignoring");
+        }
+        let from_checkpoint = !create.checkpoint.is_empty();
+        // Known before Start asks the runtime, whose own refusal speaks for all others.
+        let runtime = choose_runtime(&state.config, &options);
+        if from_checkpoint && runtime.is_ok_and(|runtime| runner::is_embedded(&runtime.binary)) {
+            let embedded = runner::EMBEDDED;
+            let text = format!("task {:?}: {embedded} restores no checkpoints; use runc or crun for it", task.0);
             return Err((ttrpc::proto::Code::UNIMPLEMENTED, text));
         }
-        if let Some((type_url, value)) = &create.options {
-            options::from_any(type_url, value).map_err(|e| invalid(&e))?;
-        }
         let facts = spec::read(&create.bundle).map_err(|e| invalid(&e))?;
-        Ok(Verb::Create { shared_pids: !facts.private_pid_namespace })
+        let annotated = Choice::of_annotations(facts.spill_limit.as_deref(), facts.output_policy.as_deref());
+        let annotated = annotated.map_err(|e| invalid(&e))?;
+        let output = state.config.output.clone().with(options.output()).with(annotated);
+        create.chosen = Some(Box::new(Chosen { options, output }));
+        Ok(Verb::Create { shared_pids: !facts.private_pid_namespace, from_checkpoint })
     }
 
     pub(crate) fn respond(&self, asker: Asker, answer: Result<Vec<u8>, RpcError>) {
@@ -275,6 +327,7 @@ impl Shim {
         let id = state.last_connection;
         let connection = Connection::open(&self.me, id, stream)?;
         state.connections.insert(id, connection);
+        state.publisher.poke();
         state.idle = None;
         Ok(())
     }
@@ -288,25 +341,57 @@ impl Shim {
         self.input(Input::Disconnected(id));
     }
 
-    /// See [`IDLE`].
+    /// Ends the shim if nobody needs it any more; see [`IDLE`].
     fn look_idle(&self) {
         let mut state = self.state.borrow_mut();
-        if !state.lifecycle.is_empty() || !state.connections.is_empty() {
+        if state.is_abandoned() {
+            drop(state);
+            self.end_unneeded();
+        } else if !state.connections.is_empty() || !state.lifecycle.has_ended() {
             state.idle = None;
         } else if state.idle.is_none() && !self.stopping.get() {
             let me = self.me.clone();
             state.idle = Some(OwnedTask::spawn(async move {
                 tokio::time::sleep(IDLE).await;
                 if let Some(shim) = me.upgrade() {
-                    tracing::info!("nobody needs this shim, ending");
-                    shim.stop();
+                    shim.idle_is_over();
                 }
             }));
+        }
+    }
+
+    fn idle_is_over(&self) {
+        // This very task; it ends here.
+        let this = self.state.borrow_mut().idle.take();
+        if self.state.borrow().lifecycle.is_empty() {
+            self.end_unneeded();
+        } else {
+            self.look_idle();
+        }
+        drop(this);
+    }
+
+    fn end_unneeded(&self) {
+        if !self.stopping.get() {
+            tracing::info!("nobody needs this shim, ending");
+            self.stop();
         }
     }
 }
 
 impl State {
+    /// Whether there are tasks, all have ended, and containerd has removed the bundles of all: it finds a shim by the
+    /// bundle, so nobody can come for them. (When it restarts it gives up a shim that does not answer within seconds: it
+    /// runs `delete` and removes the bundle, and 2.1 leaves its connection open. That shim may only have been stopped for
+    /// a while.) holdfastd finds a shim by its record instead.
+    fn is_abandoned(&self) -> bool {
+        let gone = |container: &Container| matches!(container.bundle.try_exists(), Ok(false));
+        matches!(self.config.manager, Manager::Containerd { .. })
+            && !self.containers.is_empty()
+            && self.lifecycle.has_ended()
+            && self.containers.values().all(gone)
+    }
+
     fn new(config: Config, publisher: Publisher) -> Self {
         Self {
             config,
@@ -318,14 +403,24 @@ impl State {
             timers: BTreeMap::new(),
             running: BTreeMap::new(),
             children: BTreeMap::new(),
+            loggers: BTreeMap::new(),
             questions: BTreeMap::new(),
+            alarms: Alarms::default(),
             publisher,
             listener: None,
+            removals: Vec::new(),
             unsaved: BTreeSet::new(),
             resave: None,
             idle: None,
             boot_id: crate::record::boot_id(),
             start_time: crate::sys::process::start_time(std::process::id()).unwrap_or(0),
+        }
+    }
+
+    /// Before anything else that ends the shim, so that no `start` finds one that is about to go.
+    fn close_socket(&mut self) {
+        if self.listener.take().is_some() {
+            let _ = std::fs::remove_file(socket_path(&self.config.address));
         }
     }
 
@@ -363,6 +458,17 @@ impl State {
         let config = &self.config;
         holdfast_proto::record::container_dir(&config.run_dir, &config.instance, &config.namespace, &task.0)
     }
+
+    fn spill_home(&self, task: &TaskId, settings: &OutputSettings) -> Home {
+        let config = &self.config;
+        Home {
+            spill_dir: settings.spill_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            instance: config.instance.clone(),
+            namespace: config.namespace.clone(),
+            id: task.0.clone(),
+        }
+    }
 }
 
 /// The path of a socket's address.
@@ -399,13 +505,15 @@ async fn rest_when_quiet(shim: Weak<Shim>) {
     }
 }
 
-/// Waits for the last events to be acknowledged and the last answers to be written.
+/// Waits for the last events to be acknowledged, the last answers to be written, the last loggers to end and the last
+/// spill files to be gone.
 async fn all_said(shim: Weak<Shim>) {
     loop {
         {
             let Some(shim) = shim.upgrade() else { return };
             let state = shim.state.borrow();
-            if state.publisher.is_drained() && !state.connections.values().any(Connection::has_unwritten) {
+            let said = state.publisher.is_drained() && !state.connections.values().any(Connection::has_unwritten);
+            if said && !state.loggers_are_ending() && state.removals.iter().all(Removal::is_over) {
                 return;
             }
         }
@@ -428,5 +536,48 @@ fn choose_runtime(
     config: &Config,
     options: &options::Options,
 ) -> Result<crate::oci::command::Runtime, runner::NoRuntime> {
-    runner::choose(options, &config.executable, &config.run_dir, &config.namespace)
+    let embedded_root = runner::embedded_root(&config.run_dir, &config.instance);
+    runner::choose(options, &config.executable, embedded_root, &config.namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn config(address: &str) -> Config {
+        Config {
+            namespace: "n".to_owned(),
+            group: "g".to_owned(),
+            events_address: String::new(),
+            instance: "i".to_owned(),
+            manager: Manager::Holdfastd,
+            address: address.to_owned(),
+            run_dir: "/nonexistent".into(),
+            executable: "/nonexistent".into(),
+            runtime_deadline: Duration::from_secs(1),
+            drain_deadline: Duration::from_secs(1),
+            output: OutputSettings::default(),
+        }
+    }
+
+    #[test]
+    fn trap_43_a_shim_that_nobody_needs_any_more_ends_by_itself() {
+        let path = std::env::temp_dir().join(format!("hf-idle-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let shim = Shim::serve(config(path.to_str().unwrap()), listener.into()).unwrap();
+            let (here, there) = UnixStream::pair().unwrap();
+            shim.connected(there).unwrap();
+            let ended = tokio::time::timeout(IDLE * 10, shim.ended()).await;
+            assert!(ended.is_err(), "a client that is connected may still ask for something");
+            drop(here);
+            let ended = tokio::time::timeout(IDLE / 2, shim.ended()).await;
+            assert!(ended.is_err(), "another client may be about to come");
+            assert!(path.exists());
+            tokio::time::timeout(IDLE, shim.ended()).await.unwrap();
+            assert!(!path.exists(), "the socket goes first");
+        });
+    }
 }

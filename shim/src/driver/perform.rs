@@ -1,7 +1,8 @@
 //! Effects, carried out.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::rc::Weak;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -9,23 +10,27 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::container::{Container, Process};
-use super::{Shim, State, chain, choose_runtime};
+use super::{Shim, State, chain, choose_runtime, output};
 use crate::cgroup::{self, CgroupError, Paths};
-use crate::io::process::IoError;
+use crate::io::log_writer::LogWriter;
+use crate::io::process::{IoError, ProcessIo};
+use crate::io::spill::Spill;
 use crate::lifecycle::{
     Asker, Effect, Event, Failure, FailureKind, Input, KnownProcess, Pid, ProcessId, Refusal, Reply, TaskId,
 };
-use crate::options::{self, Options};
+use crate::offload;
+use crate::options::Options;
 use crate::owned_task::OwnedTask;
+use crate::publish::Publication;
 use crate::sys::reaper::now_unix_ns;
-use crate::wire::{self, Body, EventFacts, RpcError};
+use crate::wire::{self, Body, Chosen, EventFacts, RpcError};
 
 /// How long the control group may take to be read before `Pids` answers from memory.
 const PIDS_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a record that could not be written is tried again.
 const RESAVE: Duration = Duration::from_secs(1);
 
-/// A question whose answer is read off the loop, because a control group can stall.
+/// A question whose answer comes from off the loop, because a control group can stall, and so can a disk.
 pub(super) struct Question {
     pub(super) about: About,
     _task: OwnedTask,
@@ -37,6 +42,10 @@ pub(super) enum About {
     /// With what the shim knows by itself: pid and exec id.
     Pids(TaskId, Vec<(Pid, Option<String>)>),
     Stats(TaskId),
+    /// Answered once nothing more is written into the old files.
+    ReopenLogs(TaskId),
+    /// Of one task or of all, with what the disk says.
+    Output(Option<TaskId>),
 }
 
 impl State {
@@ -56,15 +65,23 @@ impl State {
                     inputs.push_back(Input::Done { call, outcome });
                 }
             }
-            Effect::Publish(task, event) => self.publish(&task, &event),
+            Effect::Publish(task, event) => {
+                self.publish(&task, &event);
+                if let Event::Exited { process, .. } = &event
+                    && let Some(process) = self.process(&task, process)
+                {
+                    process.exit_told = true;
+                }
+            }
             Effect::Save(task) => self.save_or_retry(task, me),
-            Effect::Release(task, process) => self.release(&task, &process),
+            Effect::Release(task, process) => self.release(&task, &process, me),
             Effect::Forget(task) => self.forget(&task),
             Effect::OutputEnds(task, process) => {
                 if let Some(io) = self.process(&task, &process).and_then(|p| p.io.as_mut()) {
                     io.process_over();
                 }
             }
+            Effect::CountOomKills { task, last } => self.count_oom_kills(&task, last, inputs),
             Effect::Signal { asker, pid, signal } => {
                 let answer = send_signal(pid, signal);
                 self.respond(asker, answer.map(|()| wire::empty()));
@@ -86,16 +103,16 @@ impl State {
                 let answer = self.attach(asker, &task, &process);
                 self.respond(asker, answer.map_err(|refusal| wire::refusal_error(&refusal)));
             }
-            Effect::ReopenLogs(asker, task) => {
-                let answer = self.reopen_logs(&task);
-                self.respond(asker, answer);
-            }
+            Effect::ReopenLogs(asker, task) => self.ask(asker, About::ReopenLogs(task), me),
             Effect::ReadPids { asker, task, known } => {
                 let known = known.into_iter().map(|k| (k.pid, k.exec_id)).collect();
                 self.ask(asker, About::Pids(task, known), me);
             }
             Effect::ReadStats(asker, task) => self.ask(asker, About::Stats(task), me),
-            Effect::Stop => return true,
+            Effect::Stop => {
+                self.close_socket();
+                return true;
+            }
         }
         false
     }
@@ -123,19 +140,15 @@ impl State {
 
     fn adopt(&mut self, asker: Asker, task: &TaskId, process: &ProcessId) {
         match self.bodies.remove(&asker) {
-            Some(Body::Create(create)) => {
-                let mut options = Options::default();
-                if let Some((type_url, value)) = &create.options
-                    && let Ok((chosen, unknown)) = options::from_any(type_url, value)
-                {
-                    options = chosen;
-                    for key in unknown {
-                        tracing::warn!(task = task.0, key, "unknown runtime option, ignoring");
-                    }
-                }
+            Some(Body::Create(mut create)) => {
+                let output = self.config.output.clone();
+                let chosen = create
+                    .chosen
+                    .take()
+                    .map_or_else(|| Chosen { options: Options::default(), output }, |chosen| *chosen);
                 // That there is none shows when it is to be run.
-                let runtime = choose_runtime(&self.config, &options).unwrap_or_default();
-                let container = Container::new(create, options, runtime, self.container_dir(task));
+                let runtime = choose_runtime(&self.config, &chosen.options).unwrap_or_default();
+                let container = Container::new(create, chosen, runtime, self.container_dir(task));
                 self.containers.insert(task.clone(), container);
             }
             Some(Body::Exec { addresses, spec }) => {
@@ -153,23 +166,42 @@ impl State {
         let init = container.and_then(|c| c.processes.get(&ProcessId::Init));
         let addresses = init.map(|p| p.addresses.clone()).unwrap_or_default();
         let mounts = container.map(|c| c.mounts.as_slice()).unwrap_or_default();
-        let facts = EventFacts { bundle: &bundle, mounts, addresses: &addresses };
-        let (topic, type_url, value) = wire::event(task, event, &facts);
-        self.publisher.publish(&self.config.namespace, topic, type_url, value, now_unix_ns());
+        let checkpoint = match event {
+            Event::Checkpointed(asker) => match self.bodies.get(asker) {
+                Some(Body::Checkpoint { image, .. }) => image.to_string_lossy(),
+                _ => Cow::default(),
+            },
+            _ => Cow::from(container.map(|c| c.checkpoint.as_str()).unwrap_or_default()),
+        };
+        let facts = EventFacts { bundle: &bundle, mounts, addresses: &addresses, checkpoint: &checkpoint };
+        let encoded = wire::event(task, event, &facts);
+        let (namespace, container) = (self.config.namespace.as_str(), task.0.as_str());
+        self.publisher.publish(Publication { namespace, container, event, encoded, at_unix_ns: now_unix_ns() });
     }
 
     pub(super) fn save_or_retry(&mut self, task: TaskId, me: &Weak<Shim>) {
-        let Err(e) = self.save(&task) else { return };
+        let Err(e) = self.save(&task) else { return self.is_saved(&task) };
         // The exit is announced all the same: it is kept in memory.
-        tracing::error!(task = task.0, error = %e, "cannot write the record, trying again until it works");
-        self.unsaved.insert(task);
+        if self.unsaved.insert(task.clone()) {
+            tracing::error!(task = task.0, error = %e, "cannot write the record, trying again until it works");
+        }
         if self.resave.is_none() {
             self.resave = Some(OwnedTask::spawn(resave(me.clone())));
         }
     }
 
-    fn release(&mut self, task: &TaskId, process: &ProcessId) {
+    fn is_saved(&mut self, task: &TaskId) {
+        if self.unsaved.remove(task) {
+            tracing::info!(task = task.0, "the record is written at last");
+        }
+    }
+
+    fn release(&mut self, task: &TaskId, process: &ProcessId, me: &Weak<Shim>) {
+        self.part_with_readers(task, process, me);
+        self.removals.retain(|removal| !removal.is_over());
         let Some(container) = self.containers.get_mut(task) else { return };
+        let io = container.processes.get(process).and_then(|process| process.io.as_ref());
+        self.removals.extend(io.map(ProcessIo::spills).unwrap_or_default().iter().filter_map(Spill::remove));
         if matches!(process, ProcessId::Exec(_)) {
             container.processes.remove(process);
             let _ = std::fs::remove_file(container.pid_file(process));
@@ -180,9 +212,9 @@ impl State {
 
     fn forget(&mut self, task: &TaskId) {
         self.unsaved.remove(task);
-        // The container's last event still needs what is known of it: the bundle's path at the least.
+        // Of its events only `TaskDelete` comes after this, and that needs nothing that is known here.
         if let Some(container) = self.containers.remove(task) {
-            crate::record::remove_dir(&container.dir);
+            crate::record::put_away(&container.dir, &container.bundle);
         }
     }
 
@@ -221,29 +253,53 @@ impl State {
         Err(Refusal::WrongState { verb: "attach to", process: process.clone(), state })
     }
 
-    fn reopen_logs(&mut self, task: &TaskId) -> Result<Vec<u8>, RpcError> {
+    pub(super) fn ask(&mut self, asker: Asker, about: About, me: &Weak<Shim>) {
+        let task = match &about {
+            About::Pids(task, _) | About::Stats(task) | About::ReopenLogs(task) => task,
+            About::Output(chosen) => {
+                let task = OwnedTask::spawn(output::measured(me.clone(), asker, chosen.clone()));
+                self.questions.insert(asker, Question { about, _task: task });
+                return;
+            }
+        };
         let container = self.containers.get(task);
-        let processes = container.map(|c| c.processes.values()).into_iter().flatten();
-        for io in processes.filter_map(|p| p.io.as_ref()) {
-            io.reopen_log().map_err(|e| {
-                (ttrpc::proto::Code::UNAVAILABLE, format!("cannot reopen the log of task {:?}: {e}", task.0))
-            })?;
+        if let About::ReopenLogs(task) = &about {
+            let processes = container.map(|c| c.processes.values()).into_iter().flatten();
+            let logs = processes.filter_map(|p| p.io.as_ref()).flat_map(ProcessIo::logs).collect();
+            let task = OwnedTask::spawn(reopen_logs(me.clone(), asker, task.clone(), logs));
+            self.questions.insert(asker, Question { about, _task: task });
+            return;
         }
-        Ok(wire::empty())
+        let paths = container.and_then(|c| c.cgroup.clone());
+        let events = container.and_then(|c| c.memory.as_ref()?.events.clone());
+        let task = OwnedTask::spawn(answer(me.clone(), asker, about.clone(), paths, events));
+        self.questions.insert(asker, Question { about, _task: task });
     }
 
-    pub(super) fn ask(&mut self, asker: Asker, about: About, me: &Weak<Shim>) {
-        let (About::Pids(task, _) | About::Stats(task)) = &about;
-        let paths = self.containers.get(task).and_then(|c| c.cgroup.clone());
-        let task = OwnedTask::spawn(answer(me.clone(), asker, about.clone(), paths));
-        self.questions.insert(asker, Question { about, _task: task });
+    pub(super) fn answered(&mut self, asker: Asker, answer: Result<Vec<u8>, RpcError>) {
+        self.respond(asker, answer);
+        // This very task; it ends after this.
+        self.questions.remove(&asker);
     }
 }
 
-async fn answer(me: Weak<Shim>, asker: Asker, about: About, paths: Option<Paths>) {
+async fn reopen_logs(me: Weak<Shim>, asker: Asker, task: TaskId, logs: Vec<Rc<LogWriter>>) {
+    let mut answer = Ok(wire::empty());
+    for log in logs {
+        if let Err(e) = log.reopen().await {
+            answer = Err((ttrpc::proto::Code::UNAVAILABLE, format!("cannot reopen the log of task {:?}: {e}", task.0)));
+        }
+    }
+    if let Some(shim) = me.upgrade() {
+        shim.state.borrow_mut().answered(asker, answer);
+    }
+}
+
+/// `events`: the last `memory.events` of a version 2 cgroup.
+async fn answer(me: Weak<Shim>, asker: Asker, about: About, paths: Option<Paths>, events: Option<String>) {
     let answer = match about {
         About::Pids(_, known) => {
-            let read = paths.map(|paths| tokio::task::spawn_blocking(move || cgroup::pids(&paths)));
+            let read = paths.map(|paths| offload::ask_cgroup(move || cgroup::pids(&paths)));
             let pids = match read {
                 Some(read) => tokio::time::timeout(PIDS_PATIENCE, read).await.ok().and_then(Result::ok),
                 None => None,
@@ -251,7 +307,7 @@ async fn answer(me: Weak<Shim>, asker: Asker, about: About, paths: Option<Paths>
             Ok(wire::pids(&name_execs(pids.and_then(Result::ok).unwrap_or_default(), known)))
         }
         About::Stats(task) => match paths {
-            Some(paths) => match tokio::task::spawn_blocking(move || cgroup::stats(&paths)).await {
+            Some(paths) => match offload::ask_cgroup(move || stats(&paths, events.as_deref())).await {
                 Ok(Ok((type_url, value))) => Ok(wire::stats(type_url, value)),
                 Ok(Err(e @ CgroupError::Gone(_))) => Err((ttrpc::proto::Code::NOT_FOUND, chain(&e))),
                 Ok(Err(e)) => Err((ttrpc::proto::Code::UNKNOWN, chain(&e))),
@@ -259,11 +315,19 @@ async fn answer(me: Weak<Shim>, asker: Asker, about: About, paths: Option<Paths>
             },
             None => Err((ttrpc::proto::Code::NOT_FOUND, format!("task {:?}: cgroup does not exist", task.0))),
         },
+        // See `reopen_logs` and `measured`.
+        About::ReopenLogs(_) | About::Output(_) => return,
     };
     if let Some(shim) = me.upgrade() {
-        let mut state = shim.state.borrow_mut();
-        state.respond(asker, answer);
-        state.questions.remove(&asker);
+        shim.state.borrow_mut().answered(asker, answer);
+    }
+}
+
+/// The figures, or of a cgroup that is gone what was kept of them.
+fn stats(paths: &Paths, memory_events: Option<&str>) -> Result<(String, Vec<u8>), CgroupError> {
+    match (cgroup::stats(paths), memory_events) {
+        (Err(CgroupError::Gone(_)), Some(memory_events)) => cgroup::last_stats(paths, memory_events),
+        (answer, _) => answer,
     }
 }
 
@@ -286,8 +350,7 @@ async fn resave(me: Weak<Shim>) {
         let mut state = shim.state.borrow_mut();
         for task in state.unsaved.clone() {
             if state.save(&task).is_ok() {
-                tracing::info!(task = task.0, "the record is written at last");
-                state.unsaved.remove(&task);
+                state.is_saved(&task);
             }
         }
         if state.unsaved.is_empty() {

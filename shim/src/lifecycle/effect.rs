@@ -35,6 +35,13 @@ pub enum Effect {
     Forget(TaskId),
     /// The process was reaped: its terminal has no more to say than what is in it now.
     OutputEnds(TaskId, ProcessId),
+    /// Count once more who was killed for want of memory: what there is to say comes before anything that follows from this.
+    CountOomKills {
+        /// Of which task.
+        task: TaskId,
+        /// Init has ended: nothing of the task's memory is watched any longer.
+        last: bool,
+    },
     /// Signal a process that the shim can name safely (unreaped), then answer.
     Signal {
         /// Who asked.
@@ -74,7 +81,8 @@ pub enum Effect {
     },
     /// Read the control group's figures off the loop, then answer.
     ReadStats(Asker, TaskId),
-    /// Nothing is left to look after: answer what is to be answered, deliver what is to be delivered, end.
+    /// Nothing is left to look after: close the socket now, answer what is to be answered, deliver what is to be
+    /// delivered, end.
     Stop,
 }
 
@@ -87,6 +95,8 @@ pub enum Work {
     Create,
     /// `start`.
     Start,
+    /// Open the stdio, call the runtime's `restore`.
+    Restore,
     /// Open the stdio, call the runtime's `exec`.
     ExecStart(ProcessId),
     /// `kill`.
@@ -102,6 +112,8 @@ pub enum Work {
     Resume,
     /// `update`.
     Update,
+    /// `checkpoint`.
+    Checkpoint,
     /// `delete`.
     Delete {
         /// Kill what still runs.
@@ -111,8 +123,13 @@ pub enum Work {
     Drain(ProcessId),
     /// Wait shortly until what an ended process had printed has reached a reader who is there.
     Settle(ProcessId),
+    /// Kill an unreaped init (0: it is reaped, and its exit not announced yet) that the runtime says it has killed, and give
+    /// it a bounded time. Ends with a failure when that has passed; an end in time is told by the exit itself.
+    End(Pid),
     /// Unmount the root filesystem.
     Unmount,
+    /// After a failed Create: end what is left in the container's control group, and unmount the root filesystem.
+    Sweep,
 }
 
 /// A successful answer.
@@ -154,6 +171,8 @@ pub struct ProcessView {
     pub status: Status,
     /// Set once it has ended.
     pub exit: Option<Exit>,
+    /// It was ended for want of memory, as far as can be told.
+    pub oom_killed: bool,
 }
 
 /// Where a process is in its life, as clients see it.
@@ -167,7 +186,7 @@ pub enum Status {
     Stopped,
 }
 
-/// What containerd is told.
+/// What containerd is told. The directory of a checkpoint came with the request of the asker in `Checkpointed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // named like containerd's topics
 pub enum Event {
@@ -179,4 +198,6 @@ pub enum Event {
     Deleted { pid: Pid, exit: Exit },
     Paused,
     Resumed,
+    OutOfMemory,
+    Checkpointed(Asker),
 }

@@ -20,6 +20,8 @@ pub(super) struct Exec {
     /// 0 until the runtime has named it.
     pub(super) pid: Pid,
     pub(super) exit: Option<Exit>,
+    #[serde(default)]
+    pub(super) oom_killed: bool,
     /// It was reaped, and is heard out before that is told: the pid may be somebody else's by now.
     #[serde(default)]
     pub(super) dying: Option<(CallId, Exit)>,
@@ -36,6 +38,7 @@ impl Exec {
             state: ExecState::Created,
             pid: 0,
             exit: None,
+            oom_killed: false,
             dying: None,
             waiters: Vec::new(),
             busy: None,
@@ -48,6 +51,11 @@ impl Exec {
         matches!(self.state, ExecState::Starting | ExecState::Running)
     }
 
+    /// Whether a signal can be refused at once, since nothing that is under way will change it.
+    pub(super) fn has_ended(&self, verb: Verb) -> bool {
+        matches!(verb, Verb::Kill { .. }) && self.state == ExecState::Stopped
+    }
+
     pub(super) fn view(&self, id: &ProcessId, task_is: Status) -> ProcessView {
         let status = match self.state {
             ExecState::Created | ExecState::Starting => Status::Created,
@@ -56,7 +64,7 @@ impl Exec {
             ExecState::Running => Status::Running,
             ExecState::Stopped => Status::Stopped,
         };
-        ProcessView { process: id.clone(), pid: self.pid, status, exit: self.exit }
+        ProcessView { process: id.clone(), pid: self.pid, status, exit: self.exit, oom_killed: self.oom_killed }
     }
 
     /// Whether `verb` is a legal move now. Only called while no other change is under way.

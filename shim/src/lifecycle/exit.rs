@@ -21,6 +21,11 @@ impl ExitStatus {
         Self(128 + signal.cast_unsigned())
     }
 
+    /// Whether it may be the doing of the kernel's OOM killer, which uses SIGKILL; a shell passes that on as a code.
+    pub(super) fn may_be_for_want_of_memory(self) -> bool {
+        self == Self::signalled(9)
+    }
+
     /// The number on the wire.
     pub fn code(self) -> u32 {
         self.0
@@ -46,5 +51,11 @@ mod tests {
         assert_eq!(ExitStatus::signalled(15).code(), 143);
         assert_eq!(ExitStatus::exited(7).code(), 7);
         assert_eq!(ExitStatus::exited(-1).code(), 255);
+    }
+
+    #[test]
+    fn a_killed_process_and_a_shell_whose_child_was_killed_may_have_lacked_memory() {
+        let may = [ExitStatus::signalled(9), ExitStatus::exited(137), ExitStatus::signalled(15), ExitStatus::exited(1)];
+        assert_eq!(may.map(ExitStatus::may_be_for_want_of_memory), [true, true, false, false]);
     }
 }

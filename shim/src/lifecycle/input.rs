@@ -79,6 +79,9 @@ pub enum Verb {
     Create {
         /// The container shares its pid namespace, so that init's death does not end the others.
         shared_pids: bool,
+        /// Nothing is made yet: `Start` restores a container from a checkpoint.
+        #[serde(default)]
+        from_checkpoint: bool,
     },
     /// Start a process.
     Start,
@@ -168,7 +171,7 @@ pub struct Request {
     pub verb: Verb,
 }
 
-/// How a piece of work ended; for Create and exec Start, success names the new process.
+/// How a piece of work ended; for Create, Restore and exec Start, success names the new process.
 pub type Outcome = Result<Option<Pid>, Failure>;
 
 /// Why a piece of work failed.
@@ -213,6 +216,15 @@ pub enum Input {
     GaveUp(Asker),
     /// A connection has closed: none of its askers waits any more.
     Disconnected(u64),
+    /// Processes of a task were killed for want of memory since this was last said.
+    OutOfMemory {
+        /// Which.
+        task: TaskId,
+        /// How many, as far as that is counted.
+        victims: u64,
+        /// When that was seen: nanoseconds since the Unix epoch.
+        at_unix_ns: u64,
+    },
     /// A piece of work that was begun has ended.
     Done {
         /// Which.

@@ -13,7 +13,13 @@
 //!   Creating ──> Created ──> Starting ──> Running <──> Pausing/Paused
 //!      │            │            │           │              │
 //!    (undone)       └────────────┴───────────┴──────────────┴──> Stopped ──> (deleted)
+//!
+//!   Creating ──> FromCheckpoint <──> Restoring ──> Running
+//!                      └──> (deleted)
 //! ```
+//!
+//! A task that is created from a checkpoint is unknown to the OCI runtime until `Start` restores it: it has no pid, nothing
+//! in it can end, and a restore that fails leads back to where it began.
 //!
 //! An exec process: `Created ──> Starting ──> Running ──> Stopped`; a start that fails leads back to `Created`.
 //!
@@ -26,9 +32,12 @@
 //!   and for nothing else. No exec starts once init was reaped.
 //! - **heard out before announced**: an exit is announced once what the process had printed has reached its reader, if one
 //!   is there and takes it within a short bound. Some clients (ctr 1.6) stop reading when they hear of the exit.
+//! - **out of memory before exit**: that processes were killed for want of memory is announced before the exit of one that
+//!   was, as its status 137 alone does not say why. After init's exit nothing is said of it any more.
 //! - **saved before announced**: the record holds a fact before an event or a reply tells it.
 //! - **one at a time**: calls that change the same process are carried out one after the other, in the order of arrival.
-//!   What only asks (`State`, `Wait`, `Pids`, `Connect`, `Stats`) never waits for them.
+//!   What only asks (`State`, `Wait`, `Pids`, `Connect`, `Stats`) never waits for them. Nor does a Delete while the task is
+//!   being created: there is none yet, and what comes of the Create is undone.
 //! - **an answer for each request**: every request gets exactly one reply, whatever happens to its process; a task that is
 //!   deleted answers all that still wait.
 

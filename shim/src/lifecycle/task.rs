@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::exec::{Exec, ExecState};
-use super::init::{CreateStep, DeleteStep, HeardOut, Init, InitState, Op, Running};
+use super::init::{CreateStep, DeleteStep, HeardOut, Init, InitState, Op, RestoreStep, Running};
 use super::{
     Asker, CallId, Effect, Effects, Event, ExecId, Exit, Failure, FailureKind, Input, KnownProcess, Outcome, Pid,
-    ProcessId, Refusal, Reply, Request, TaskId, Verb, Work,
+    ProcessId, Refusal, Reply, Request, Status, TaskId, Verb, Work,
 };
 
 /// All tasks of the shim. Serialisable whole: nothing else is needed to go on elsewhere.
@@ -18,6 +18,8 @@ pub struct Lifecycle {
     calls: Calls,
     /// Exits that nobody claimed while a call was in flight that may yet name their pid.
     stash: Vec<(Pid, Exit)>,
+    /// A Shutdown came while all there was were tasks whose Create is being undone: the shim ends with the last of them.
+    ends_when_undone: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,47 @@ struct Task {
     shared_pids: bool,
     /// Init was reaped; told once the last exec's exit was (rule "init last").
     init_exit: Option<Exit>,
+    /// Deleted while it was being created: whatever comes of that is undone.
+    unwanted: bool,
+    #[serde(default)]
+    lack: Lack,
+}
+
+/// What was told of a task's lack of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Lack {
+    times: u32,
+    /// How many were killed and are not known by their exit.
+    victims: u64,
+    last_at_unix_ns: u64,
+}
+
+impl Lack {
+    /// How far apart the count of a kill and the end of its victim may be, in nanoseconds: a machine without memory is slow.
+    const APART_NS: u64 = 5_000_000_000;
+
+    fn note(&mut self, victims: u64, at_unix_ns: u64) {
+        // Who has not shown by then was no process of ours.
+        let before = if self.is_close(at_unix_ns) { self.victims } else { 0 };
+        *self = Self { times: self.times + 1, victims: before + victims, last_at_unix_ns: at_unix_ns };
+    }
+
+    fn is_close(self, at_unix_ns: u64) -> bool {
+        self.last_at_unix_ns.abs_diff(at_unix_ns) <= Self::APART_NS
+    }
+
+    /// Whether an exit is the kernel's doing for want of memory, as far as can be told: it says how many it has killed, and
+    /// not whom.
+    fn may_explain(self, exit: Exit) -> bool {
+        self.times > 0 && exit.status.may_be_for_want_of_memory() && self.is_close(exit.at_unix_ns)
+    }
+
+    /// The same of an exec: no more of them than were killed.
+    fn explains(&mut self, exit: Exit) -> bool {
+        let explained = self.victims > 0 && self.may_explain(exit);
+        self.victims -= u64::from(explained);
+        explained
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,15 +103,19 @@ impl Turn<'_> {
     fn begin(&mut self, process: &ProcessId, work: Work, asker: Option<Asker>) -> CallId {
         self.calls.last += 1;
         let call = CallId(self.calls.last);
-        let names_pid = matches!(work, Work::Create | Work::ExecStart(_));
+        let names_pid = matches!(work, Work::Create | Work::Restore | Work::ExecStart(_));
         self.calls.in_flight.insert(call, Call { task: self.id.clone(), process: process.clone(), names_pid });
         self.effects.push(Effect::Begin { call, task: self.id.clone(), work, asker });
         call
     }
 
-    /// Rule "heard out before announced".
-    fn hear_out(&mut self, process: &ProcessId) -> CallId {
+    /// Rules "heard out before announced" and "out of memory before exit".
+    fn hear_out(&mut self, process: &ProcessId, exit: Exit) -> CallId {
         self.effects.push(Effect::OutputEnds(self.id.clone(), process.clone()));
+        let last = *process == ProcessId::Init;
+        if last || exit.status.may_be_for_want_of_memory() {
+            self.effects.push(Effect::CountOomKills { task: self.id.clone(), last });
+        }
         self.begin(process, Work::Settle(process.clone()), None)
     }
 
@@ -89,6 +136,9 @@ impl Lifecycle {
             Input::Request(request) => self.request(request, &mut effects),
             Input::Exited { pid, exit } => self.exited(pid, exit, &mut effects),
             Input::Done { call, outcome } => self.done(call, outcome, &mut effects),
+            Input::OutOfMemory { task, victims, at_unix_ns } => {
+                self.out_of_memory(task, victims, at_unix_ns, &mut effects);
+            }
             Input::GaveUp(asker) => {
                 if self.forget_waiters(|waiter| waiter == asker) {
                     effects.push(Effect::Reply(asker, Err(Refusal::Late)));
@@ -108,6 +158,17 @@ impl Lifecycle {
     /// Whether there is nothing left to look after. A task counts from the arrival of its Create to the end of its Delete.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
+    }
+
+    /// Whether no process runs, is being worked on or can be started any more: all that is left waits to be deleted.
+    pub fn has_ended(&self) -> bool {
+        let runs = |status| matches!(status, Status::Running | Status::Pausing | Status::Paused);
+        let ended = |task: &TaskId| {
+            let processes = self.processes(task);
+            let init = processes.first().map(|p| p.status);
+            init == Some(Status::Stopped) && !processes.iter().any(|p| runs(p.status))
+        };
+        self.calls.in_flight.is_empty() && self.tasks.keys().all(ended)
     }
 
     /// Whether the id is taken.
@@ -131,6 +192,11 @@ impl Lifecycle {
         std::iter::once(init).chain(execs).collect()
     }
 
+    /// How often it was told that processes of a task were killed for want of memory.
+    pub fn times_out_of_memory(&self, task: &TaskId) -> u32 {
+        self.tasks.get(task).map_or(0, |task| task.lack.times)
+    }
+
     fn request(&mut self, request: Request, effects: &mut Effects) {
         let Request { asker, task: id, process, verb } = request;
         match verb {
@@ -139,12 +205,15 @@ impl Lifecycle {
                 effects.push(Effect::Reply(asker, Ok(Reply::Connected(pid))));
             }
             Verb::Shutdown => {
-                effects.push(Effect::Reply(asker, Ok(Reply::Empty)));
+                // In this order: who has the answer finds no socket any more (contract, trap 37).
                 if self.tasks.is_empty() {
                     effects.push(Effect::Stop);
+                } else {
+                    self.ends_when_undone = self.tasks.values().all(|task| task.unwanted);
                 }
+                effects.push(Effect::Reply(asker, Ok(Reply::Empty)));
             }
-            Verb::Create { shared_pids } => {
+            Verb::Create { shared_pids, from_checkpoint } => {
                 if self.tasks.contains_key(&id) {
                     effects.push(Effect::Reply(asker, Err(Refusal::TaskExists(id))));
                     return;
@@ -152,7 +221,9 @@ impl Lifecycle {
                 let mut turn = Turn { id: &id, calls: &mut self.calls, effects };
                 turn.effects.push(Effect::Adopt(asker, id.clone(), ProcessId::Init));
                 let call = turn.begin(&ProcessId::Init, Work::Mount, Some(asker));
-                self.tasks.insert(id, Task::new(asker, call, shared_pids));
+                let step = if from_checkpoint { CreateStep::MountForRestore } else { CreateStep::Mount };
+                self.tasks.insert(id, Task::new(asker, call, step, shared_pids));
+                self.ends_when_undone = false;
             }
             _ => {
                 let Some(task) = self.tasks.get_mut(&id) else {
@@ -196,6 +267,15 @@ impl Lifecycle {
         self.go_on(&id, effects);
     }
 
+    fn out_of_memory(&mut self, id: TaskId, victims: u64, at_unix_ns: u64, effects: &mut Effects) {
+        let is_told = |task: &&mut Task| !matches!(task.init.state, InitState::Creating | InitState::Stopped);
+        if let Some(task) = self.tasks.get_mut(&id).filter(is_told) {
+            task.lack.note(victims, at_unix_ns);
+            effects.push(Effect::Save(id.clone()));
+            effects.push(Effect::Publish(id, Event::OutOfMemory));
+        }
+    }
+
     /// Whether there was one.
     fn forget_waiters(&mut self, gone: impl Fn(Asker) -> bool) -> bool {
         let mut found = false;
@@ -224,6 +304,9 @@ impl Lifecycle {
                 if let Some(task) = self.tasks.remove(id) {
                     task.answer_the_rest(id, effects);
                 }
+                if self.ends_when_undone && self.tasks.is_empty() {
+                    effects.push(Effect::Stop);
+                }
                 return;
             }
             let mut turn = Turn { id, calls: &mut self.calls, effects };
@@ -234,15 +317,29 @@ impl Lifecycle {
     }
 }
 
+/// For tests that go through every state.
+#[cfg(test)]
+impl Lifecycle {
+    pub(super) fn init_state(&self, id: &TaskId) -> Option<(InitState, Option<&Op>)> {
+        self.tasks.get(id).map(|t| (t.init.state, t.running.as_ref().map(|r| &r.op)))
+    }
+
+    pub(super) fn exec_state(&self, id: &TaskId, exec_id: &ExecId) -> Option<ExecState> {
+        self.tasks.get(id)?.execs.get(exec_id).map(|e| e.state)
+    }
+}
+
 impl Task {
-    fn new(asker: Asker, call: CallId, shared_pids: bool) -> Self {
+    fn new(asker: Asker, call: CallId, step: CreateStep, shared_pids: bool) -> Self {
         Self {
             init: Init::new(),
             execs: BTreeMap::new(),
-            running: Some(Running { op: Op::Create(CreateStep::Mount), asker, call: Some(call) }),
+            running: Some(Running { op: Op::Create(step), asker, call: Some(call) }),
             queue: VecDeque::new(),
             shared_pids,
             init_exit: None,
+            unwanted: false,
+            lack: Lack::default(),
         }
     }
 
@@ -280,6 +377,12 @@ impl Task {
 
     fn request_init(&mut self, asker: Asker, verb: Verb, turn: &mut Turn<'_>) {
         match verb {
+            // containerd deletes what it gave up while it was being created, at its start and before it serves; a Create
+            // that takes long must not keep it waiting.
+            Verb::Delete if self.init.state == InitState::Creating => {
+                self.unwanted = true;
+                turn.reply(asker, Err(Refusal::NoTask(turn.id.clone())));
+            }
             // Asking never waits. A task that is being created is not there yet.
             _ if self.init.state == InitState::Creating && !changes(verb) => {
                 turn.reply(asker, Err(Refusal::NoTask(turn.id.clone())));
@@ -302,22 +405,27 @@ impl Task {
             Verb::Attach => turn.effects.push(Effect::Attach(asker, turn.id.clone(), ProcessId::Init)),
             Verb::ReopenLogs => turn.effects.push(Effect::ReopenLogs(asker, turn.id.clone())),
             Verb::Exec => turn.reply(asker, Err(Refusal::Invalid("an exec needs an exec id".to_owned()))),
-            Verb::Checkpoint => turn.reply(
-                asker,
-                Err(Refusal::Unsupported(format!(
-                    "checkpoint of task {:?}: not supported by this shim yet",
-                    turn.id.0
-                ))),
-            ),
+            // Whatever is under way, this will not change.
+            Verb::Kill { all, .. } if self.init.state == InitState::Stopped && !self.may_outlive_init(all) => {
+                turn.reply(asker, Err(Refusal::Finished(ProcessId::Init)));
+            }
             // Rule "one at a time".
             _ if self.running.is_some() => {
                 self.queue.push_back(Request { asker, task: turn.id.clone(), process: ProcessId::Init, verb })
+            }
+            Verb::Kill { all, .. } if self.init_exit.is_some() && self.may_outlive_init(all) => {
+                self.begin_op(asker, verb, turn);
             }
             _ => match self.init.allows(verb).and_then(|()| self.not_dying(verb)) {
                 Ok(()) => self.begin_op(asker, verb, turn),
                 Err(refusal) => turn.reply(asker, Err(refusal)),
             },
         }
+    }
+
+    /// Whether a signal to all concerns processes that init's death does not end; the runtime knows them.
+    fn may_outlive_init(&self, all: bool) -> bool {
+        all && self.shared_pids
     }
 
     /// Between init's death and its announcement nothing but asking makes sense.
@@ -334,6 +442,10 @@ impl Task {
 
     fn begin_op(&mut self, asker: Asker, verb: Verb, turn: &mut Turn<'_>) {
         let (op, work) = match verb {
+            Verb::Start if self.init.state == InitState::FromCheckpoint => {
+                self.init.state = InitState::Restoring;
+                (Op::Restore(RestoreStep::Runtime), Work::Restore)
+            }
             Verb::Start => {
                 self.init.state = InitState::Starting;
                 (Op::Start(None), Work::Start)
@@ -345,6 +457,11 @@ impl Task {
             }
             Verb::Resume => (Op::Resume, Work::Resume),
             Verb::Update => (Op::Update, Work::Update),
+            Verb::Checkpoint => (Op::Checkpoint, Work::Checkpoint),
+            // The runtime knows nothing of it.
+            Verb::Delete if self.init.state == InitState::FromCheckpoint => {
+                (Op::Delete(DeleteStep::Unmount), Work::Unmount)
+            }
             Verb::Delete if self.init.state == InitState::Created => {
                 (Op::Delete(DeleteStep::Runtime), Work::Delete { force: true })
             }
@@ -401,7 +518,7 @@ impl Task {
             },
             Verb::CloseStdin => turn.effects.push(Effect::CloseStdin(asker, turn.id.clone(), process)),
             Verb::Attach => turn.effects.push(Effect::Attach(asker, turn.id.clone(), process)),
-            Verb::Start | Verb::Kill { .. } | Verb::Delete if exec.busy.is_some() => {
+            Verb::Start | Verb::Kill { .. } | Verb::Delete if exec.busy.is_some() && !exec.has_ended(verb) => {
                 exec.queue.push_back(Request { asker, task: turn.id.clone(), process, verb });
             }
             Verb::Start | Verb::Kill { .. } | Verb::Delete | Verb::ResizePty { .. } => {
@@ -452,7 +569,13 @@ impl Task {
         match self.init.state {
             _ if self.init_was_reaped() => Err(None),
             InitState::Stopped => Err(None),
-            InitState::Pausing | InitState::Paused => Err(Some(self.init.refuse(Verb::Exec))),
+            _ if matches!(self.running, Some(Running { op: Op::Delete(_), .. })) => {
+                let (verb, process) = (Verb::Exec.name(), ProcessId::Init);
+                Err(Some(Refusal::WrongState { verb, process, state: "being deleted" }))
+            }
+            InitState::Pausing | InitState::Paused | InitState::FromCheckpoint | InitState::Restoring => {
+                Err(Some(self.init.refuse(Verb::Exec)))
+            }
             _ => Ok(()),
         }
     }
@@ -522,12 +645,14 @@ impl Task {
             HeardOut::Yes => {}
             HeardOut::UnderWay(_) => return,
             HeardOut::No => {
-                self.init.heard_out = HeardOut::UnderWay(turn.hear_out(&ProcessId::Init));
+                self.init.heard_out = HeardOut::UnderWay(turn.hear_out(&ProcessId::Init, exit));
                 return;
             }
         }
         self.init.state = InitState::Stopped;
         self.init.exit = Some(exit);
+        // An exec that went with it may have been taken for the victim.
+        self.init.oom_killed = self.lack.may_explain(exit);
         turn.save();
         turn.publish(Event::Exited { process: ProcessId::Init, pid: self.init.pid, exit });
         for asker in std::mem::take(&mut self.init.waiters) {
@@ -541,7 +666,7 @@ impl Task {
 
     fn exec_reaped(&mut self, id: &ExecId, exit: Exit, turn: &mut Turn<'_>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
-        exec.dying = Some((turn.hear_out(&ProcessId::Exec(id.clone())), exit));
+        exec.dying = Some((turn.hear_out(&ProcessId::Exec(id.clone()), exit), exit));
     }
 
     fn announce_exec_exit(&mut self, id: &ExecId, exit: Exit, turn: &mut Turn<'_>) {
@@ -549,6 +674,7 @@ impl Task {
         let process = ProcessId::Exec(id.clone());
         exec.state = ExecState::Stopped;
         exec.exit = Some(exit);
+        exec.oom_killed = self.lack.explains(exit);
         let (pid, waiters) = (exec.pid, std::mem::take(&mut exec.waiters));
         turn.save();
         turn.publish(Event::Exited { process, pid, exit });
@@ -620,8 +746,10 @@ impl Task {
         match op {
             Op::Create(step) => self.create_done(step, asker, outcome, early, turn),
             Op::Start(early) => self.start_done(asker, outcome, early, turn),
+            Op::Restore(step) => self.restore_done(step, asker, outcome, early, turn),
             Op::Delete(step) => self.delete_done(step, asker, outcome, turn),
             Op::Kill | Op::Update => turn.reply(asker, empty(outcome)),
+            Op::Checkpoint => self.checkpoint_done(asker, outcome, turn),
             Op::Pause => self.freezer_done(asker, outcome, InitState::Pausing, InitState::Paused, turn),
             Op::Resume => self.freezer_done(asker, outcome, InitState::Paused, InitState::Running, turn),
         }
@@ -630,6 +758,12 @@ impl Task {
     fn step(&mut self, op: Op, asker: Asker, work: Work, turn: &mut Turn<'_>) {
         let call = turn.begin(&ProcessId::Init, work, Some(asker));
         self.running = Some(Running { op, asker, call: Some(call) });
+    }
+
+    /// An errand, since nobody is told how it went: the asker hears of the first failure.
+    fn undo(&mut self, step: CreateStep, asker: Asker, work: Work, turn: &mut Turn<'_>) {
+        let call = turn.begin(&ProcessId::Init, work, None);
+        self.running = Some(Running { op: Op::Create(step), asker, call: Some(call) });
     }
 
     fn create_done(
@@ -641,9 +775,23 @@ impl Task {
         turn: &mut Turn<'_>,
     ) {
         match (step, outcome) {
+            (CreateStep::Mount | CreateStep::MountForRestore, Ok(_)) if self.unwanted => {
+                self.undo(CreateStep::UndoMount(unwanted()), asker, Work::Unmount, turn);
+            }
+            (CreateStep::Runtime, Ok(_)) if self.unwanted => {
+                self.undo(CreateStep::UndoRuntime(unwanted()), asker, Work::Delete { force: true }, turn);
+            }
             (CreateStep::Mount, Ok(_)) => self.step(Op::Create(CreateStep::Runtime), asker, Work::Create, turn),
-            // What failed to mount has unmounted what it had mounted.
-            (CreateStep::Mount, Err(failure)) => self.create_failed(asker, failure, turn),
+            (CreateStep::MountForRestore, Ok(_)) => {
+                self.init.state = InitState::FromCheckpoint;
+                turn.save();
+                turn.publish(Event::Created { pid: 0 });
+                turn.reply(asker, Ok(Reply::Pid(0)));
+            }
+            // What failed to mount has unmounted what it had mounted, unless it was killed.
+            (CreateStep::Mount | CreateStep::MountForRestore, Err(failure)) => {
+                self.undo(CreateStep::UndoMount(failure), asker, Work::Unmount, turn);
+            }
             (CreateStep::Runtime, Ok(pid)) => {
                 self.init.state = InitState::Created;
                 self.init.pid = pid.unwrap_or(0);
@@ -654,12 +802,16 @@ impl Task {
                     self.init_reaped(exit, turn);
                 }
             }
+            // What the runtime has under this id is not ours: it stays as it is.
+            (CreateStep::Runtime, Err(failure)) if failure.kind == FailureKind::AlreadyExists => {
+                self.undo(CreateStep::UndoMount(failure), asker, Work::Unmount, turn);
+            }
             (CreateStep::Runtime, Err(failure)) => {
-                self.step(Op::Create(CreateStep::UndoRuntime(failure)), asker, Work::Delete { force: true }, turn);
+                self.undo(CreateStep::UndoRuntime(failure), asker, Work::Delete { force: true }, turn);
             }
             // A clean-up that fails is logged by the driver and never hides the first failure.
             (CreateStep::UndoRuntime(failure), _) => {
-                self.step(Op::Create(CreateStep::UndoMount(failure)), asker, Work::Unmount, turn);
+                self.undo(CreateStep::UndoMount(failure), asker, Work::Sweep, turn);
             }
             (CreateStep::UndoMount(failure), _) => self.create_failed(asker, failure, turn),
         }
@@ -689,6 +841,51 @@ impl Task {
         }
     }
 
+    /// A restore that fails leaves what was there before it: another one may be tried.
+    fn restore_done(
+        &mut self,
+        step: RestoreStep,
+        asker: Asker,
+        outcome: Outcome,
+        early: Option<Exit>,
+        turn: &mut Turn<'_>,
+    ) {
+        match (step, outcome) {
+            (RestoreStep::Runtime, Ok(pid)) => {
+                self.init.pid = pid.unwrap_or(0);
+                self.start_done(asker, Ok(pid), early, turn);
+            }
+            // As for Create.
+            (RestoreStep::Runtime, Err(failure)) if failure.kind == FailureKind::AlreadyExists => {
+                self.not_restored(asker, failure, turn);
+            }
+            (RestoreStep::Runtime, Err(failure)) => {
+                let call = turn.begin(&ProcessId::Init, Work::Delete { force: true }, None);
+                self.running = Some(Running { op: Op::Restore(RestoreStep::Undo(failure)), asker, call: Some(call) });
+            }
+            // A clean-up that fails is logged by the driver and never hides the first failure.
+            (RestoreStep::Undo(failure), _) => self.not_restored(asker, failure, turn),
+        }
+    }
+
+    fn not_restored(&mut self, asker: Asker, failure: Failure, turn: &mut Turn<'_>) {
+        self.init.state = InitState::FromCheckpoint;
+        turn.reply(asker, Err(Refusal::Failed(failure)));
+    }
+
+    fn checkpoint_done(&self, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {
+        // Nothing changed that the record could hold.
+        if outcome.is_ok() {
+            turn.publish(Event::Checkpointed(asker));
+        }
+        // One that was killed at its work may have left the container frozen.
+        let killed = matches!(&outcome, Err(failure) if failure.kind == FailureKind::Deadline);
+        turn.reply(asker, empty(outcome));
+        if killed && self.init.state == InitState::Running {
+            self.thaw_the_rest(turn);
+        }
+    }
+
     fn freezer_done(&mut self, asker: Asker, outcome: Outcome, from: InitState, to: InitState, turn: &mut Turn<'_>) {
         if self.init.state == from {
             // A failed pause leaves it running, a failed resume leaves it paused.
@@ -715,13 +912,22 @@ impl Task {
                 turn.reply(asker, Err(Refusal::Failed(failure)));
             }
             (DeleteStep::Runtime, _) if self.init.state != InitState::Stopped => {
-                self.running = Some(Running { op: Op::Delete(DeleteStep::AwaitExit), asker, call: None });
+                self.await_end(asker, turn);
             }
             (DeleteStep::Runtime, _) => self.step(Op::Delete(DeleteStep::Unmount), asker, Work::Unmount, turn),
             (DeleteStep::Unmount, Err(failure)) => turn.reply(asker, Err(Refusal::Failed(failure))),
             (DeleteStep::Unmount, Ok(_)) => self.deleted(asker, turn),
-            (DeleteStep::AwaitExit, _) => {}
+            (DeleteStep::AwaitExit, Err(failure)) => turn.reply(asker, Err(Refusal::Failed(failure))),
+            (DeleteStep::AwaitExit, Ok(_)) => self.await_end(asker, turn),
         }
+    }
+
+    /// Not forever: a runtime may err, and the kernel may hold a process for as long as a disk does not answer. An errand,
+    /// since the announcement of the exit overtakes it.
+    fn await_end(&mut self, asker: Asker, turn: &mut Turn<'_>) {
+        let unreaped = if self.init_exit.is_some() { 0 } else { self.init.pid };
+        let call = turn.begin(&ProcessId::Init, Work::End(unreaped), None);
+        self.running = Some(Running { op: Op::Delete(DeleteStep::AwaitExit), asker, call: Some(call) });
     }
 
     fn deleted(&mut self, asker: Asker, turn: &mut Turn<'_>) {
@@ -741,6 +947,11 @@ impl Task {
 
 /// What Delete answers for an exec that was never started.
 const NEVER_STARTED: Exit = Exit { status: super::ExitStatus::NONE, at_unix_ns: 0 };
+
+/// What Create answers then.
+fn unwanted() -> Failure {
+    Failure { kind: FailureKind::Other, text: "deleted while it was being created".to_owned() }
+}
 
 fn empty(outcome: Outcome) -> Result<Reply, Refusal> {
     outcome.map(|_| Reply::Empty).map_err(Refusal::Failed)

@@ -1,12 +1,15 @@
 //! The arguments of each call to the OCI runtime; pure.
 //!
 //! The command line is runc's, which crun and holdfast-oci share. Every path that goes in is absolute, so that the
-//! runtime's working directory does not matter. The caller removes `NOTIFY_SOCKET` from the runtime's environment.
+//! runtime's working directory does not matter. The caller keeps from the runtime's environment what is the manager's own,
+//! as `NOTIFY_SOCKET` is.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::options::CheckpointOptions;
 
 /// Which OCI runtime, and what it is told on every call.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +41,30 @@ pub enum Call<'a> {
     },
     /// Let init run.
     Start,
+    /// Write the container's state to disk.
+    Checkpoint {
+        /// The directory of the checkpoint.
+        image: &'a Path,
+        /// Where criu works and logs.
+        work: &'a Path,
+        /// What the client chose; the place of work is above.
+        options: &'a CheckpointOptions,
+    },
+    /// Make a running container from a checkpoint.
+    Restore {
+        /// The directory of the checkpoint.
+        image: &'a Path,
+        /// Where criu works and logs.
+        work: &'a Path,
+        /// The bundle directory.
+        bundle: &'a Path,
+        /// Where the runtime writes the pid of init.
+        pid_file: &'a Path,
+        /// Where the runtime sends the terminal's master; `None` without a terminal.
+        console_socket: Option<&'a Path>,
+        /// Do without `pivot_root(2)`.
+        no_pivot: bool,
+    },
     /// Add a process.
     Exec {
         /// A file with the OCI `Process`, which may hold secrets: 0600, removed by the caller afterwards.
@@ -77,6 +104,8 @@ impl Call<'_> {
         match self {
             Self::Create { .. } => "create",
             Self::Start => "start",
+            Self::Checkpoint { .. } => "checkpoint",
+            Self::Restore { .. } => "restore",
             Self::Exec { .. } => "exec",
             Self::Kill { .. } => "kill",
             Self::Delete { .. } => "delete",
@@ -102,6 +131,23 @@ pub fn arguments(rt: &Runtime, id: &str, log: &Path, call: &Call<'_>) -> Vec<OsS
         Call::Create { bundle, pid_file, console_socket, no_pivot, no_new_keyring } => {
             args.option("--bundle", bundle).option("--pid-file", pid_file).maybe("--console-socket", console_socket);
             args.flag("--no-pivot", no_pivot).flag("--no-new-keyring", no_new_keyring)
+        }
+        Call::Checkpoint { image, work, options } => {
+            args.option("--image-path", image).option("--work-path", work);
+            let parent = Path::new(&options.parent_path);
+            args.maybe("--parent-path", Some(parent).filter(|parent| !parent.as_os_str().is_empty()));
+            args.flag("--tcp-established", options.open_tcp).flag("--ext-unix-sk", options.external_unix_sockets);
+            args.flag("--shell-job", options.terminal).flag("--file-locks", options.file_locks);
+            for namespace in &options.empty_namespaces {
+                args.option("--empty-ns", Path::new(namespace));
+            }
+            args.flag("--leave-running", !options.exit)
+        }
+        // Without `--no-subreaper`: crun does not know it, and a runc that detaches leaves init to us either way.
+        Call::Restore { image, work, bundle, pid_file, console_socket, no_pivot } => {
+            args.option("--image-path", image).option("--work-path", work).word("--detach");
+            args.option("--pid-file", pid_file).flag("--no-pivot", no_pivot).maybe("--console-socket", console_socket);
+            args.option("--bundle", bundle)
         }
         Call::Exec { process, pid_file, console_socket } => {
             args.option("--process", process).maybe("--console-socket", console_socket);
@@ -158,12 +204,41 @@ mod tests {
     fn every_call_has_the_arguments_of_the_contract() {
         let (bundle, pid_file, process) = (Path::new("/b"), Path::new("/b/init.pid"), Path::new("/t/p.json"));
         let socket = Some(Path::new("/t/s"));
+        let (image, work, plain) = (Path::new("/i"), Path::new("/w"), CheckpointOptions::default());
+        let all = CheckpointOptions {
+            exit: true,
+            open_tcp: true,
+            external_unix_sockets: true,
+            terminal: true,
+            file_locks: true,
+            empty_namespaces: vec!["network".to_owned(), "uts".to_owned()],
+            work_path: "/elsewhere".to_owned(),
+            parent_path: "../p".to_owned(),
+        };
         let create = Call::Create { bundle, pid_file, console_socket: None, no_pivot: false, no_new_keyring: false };
         let full = Call::Create { bundle, pid_file, console_socket: socket, no_pivot: true, no_new_keyring: true };
         for (call, expected) in [
             (create, "create --bundle /b --pid-file /b/init.pid c1"),
             (full, "create --bundle /b --pid-file /b/init.pid --console-socket /t/s --no-pivot --no-new-keyring c1"),
             (Call::Start, "start c1"),
+            (
+                Call::Checkpoint { image, work, options: &plain },
+                "checkpoint --image-path /i --work-path /w --leave-running c1",
+            ),
+            (
+                Call::Checkpoint { image, work, options: &all },
+                "checkpoint --image-path /i --work-path /w --parent-path ../p --tcp-established --ext-unix-sk \
+                 --shell-job --file-locks --empty-ns network --empty-ns uts c1",
+            ),
+            (
+                Call::Restore { image, work, bundle, pid_file, console_socket: None, no_pivot: false },
+                "restore --image-path /i --work-path /w --detach --pid-file /b/init.pid --bundle /b c1",
+            ),
+            (
+                Call::Restore { image, work, bundle, pid_file, console_socket: socket, no_pivot: true },
+                "restore --image-path /i --work-path /w --detach --pid-file /b/init.pid --no-pivot \
+                 --console-socket /t/s --bundle /b c1",
+            ),
             (
                 Call::Exec { process, pid_file, console_socket: None },
                 "exec --process /t/p.json --detach --pid-file /b/init.pid c1",

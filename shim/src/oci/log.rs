@@ -1,6 +1,6 @@
 //! What an OCI runtime says when it fails: the one place where its words are interpreted.
 //!
-//! runc, crun and holdfast-oci write JSON lines (`level`, `msg`, `time`) to the file given by `--log`. Their exit status
+//! runc, crun and holdfast-oci write JSON objects (`level`, `msg`, `time`) to the file given by `--log`. Their exit status
 //! says only that something failed, so the text decides which error a client gets.
 
 use serde::Deserialize;
@@ -14,24 +14,40 @@ pub enum FailureKind {
     AlreadyExists,
     /// The process or container has ended, or has not begun.
     NotRunning,
+    /// The runtime has no such command.
+    Unsupported,
     /// Anything else.
     Other,
 }
 
-/// The last error in a runtime's log, trimmed. Lines that are no JSON objects are passed over, as are empty messages.
+/// The last error in a runtime's log, trimmed. What is no JSON object of this kind is passed over, as are empty messages.
 pub fn last_error(log: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Line {
+    struct Entry {
         #[serde(default)]
         level: String,
         #[serde(default)]
         msg: String,
     }
-    log.rsplit(|&b| b == b'\n')
-        .filter_map(|line| serde_json::from_slice::<Line>(line).ok())
-        .filter(|line| line.level == "error")
-        .map(|line| line.msg.trim().to_owned())
-        .find(|msg| !msg.is_empty())
+    let mut last = None;
+    let mut rest = log;
+    while let Some(at) = rest.iter().position(|&b| b == b'{') {
+        rest = &rest[at..];
+        // Not by lines: newer versions of crun spread an object over several.
+        let mut entries = serde_json::Deserializer::from_slice(rest).into_iter::<Entry>();
+        let length = match entries.next() {
+            Some(Ok(entry)) => {
+                let msg = entry.msg.trim();
+                if entry.level == "error" && !msg.is_empty() {
+                    last = Some(msg.to_owned());
+                }
+                entries.byte_offset()
+            }
+            _ => rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len()),
+        };
+        rest = &rest[length..];
+    }
+    last
 }
 
 /// Says what a message means, by the phrases that runc, crun and libcontainer use.
@@ -45,6 +61,8 @@ pub fn classify(text: &str) -> FailureKind {
         "in a stopped container",
         "a container that has stopped",
     ];
+    const UNSUPPORTED: [&str; 4] =
+        ["is not supported by holdfast-oci", "unknown command", "compiled without criu support", "no help topic for"];
     let text = text.to_ascii_lowercase();
     let has = |phrase: &str| text.contains(phrase);
     // "exists" and "not found" alone are too weak: a missing program or mount source says the same.
@@ -59,6 +77,8 @@ pub fn classify(text: &str) -> FailureKind {
         || (crun_state && has("no such file or directory"))
     {
         FailureKind::NotFound
+    } else if UNSUPPORTED.iter().any(|p| has(p)) {
+        FailureKind::Unsupported
     } else {
         FailureKind::Other
     }
@@ -80,6 +100,19 @@ panic: not JSON at all
         assert_eq!(last_error(log).as_deref(), Some("container `c1` already exists"));
     }
 
+    /// As crun 1.28 writes it.
+    #[test]
+    fn an_error_may_be_spread_over_lines() {
+        let log = br#"{
+  "msg": "executable file `\/no\/such` not found: No such file or directory",
+  "level": "error",
+  "time": "2026-11-24T20:27:22.463653Z"
+}
+{ "level": "error",
+"#;
+        assert_eq!(last_error(log).as_deref(), Some("executable file `/no/such` not found: No such file or directory"));
+    }
+
     #[test]
     fn a_log_without_errors_has_no_last_error() {
         for log in [&b""[..], b"\n\n", b"{\"level\":\"info\",\"msg\":\"x\"}", b"[1]\nnull\n\xff\xfe", b"{\"level\":7}"]
@@ -91,7 +124,7 @@ panic: not JSON at all
     /// What the programs really said: runc 1.1.5, crun 1.8.1, and phrases in the sources of others.
     #[test]
     fn recorded_messages_have_their_kind() {
-        use FailureKind::{AlreadyExists, NotFound, NotRunning, Other};
+        use FailureKind::{AlreadyExists, NotFound, NotRunning, Other, Unsupported};
         for (text, kind) in [
             // runc
             ("container does not exist", NotFound),
@@ -103,6 +136,9 @@ panic: not JSON at all
             ("cannot start an already running container", Other),
             ("cannot delete container c2 that is not stopped: running", Other),
             ("container not paused", Other),
+            ("No help topic for 'checkpoint'", Unsupported),
+            ("criu failed: type NOTIFY errno 0\nlog file: /w/dump.log", Other),
+            ("exec: \"criu\": executable file not found in $PATH", Other),
             ("exec failed: cannot exec in a paused container (use --ignore-paused to override)", Other),
             (
                 "exec failed: unable to start container process: exec: \"/bin/nope\": stat /bin/nope: no such file or \
@@ -126,6 +162,10 @@ panic: not JSON at all
             ("cannot open `/run/crun/c2/exec.fifo`: No such file or directory", Other),
             ("executable file `/bin/nope` not found in $PATH: No such file or directory", Other),
             ("cgroups in hybrid mode not supported, drop all controllers from cgroupv2", Other),
+            ("unknown command checkpoint", Unsupported),
+            ("compiled without CRIU support. Checkpointing not available", Unsupported),
+            // holdfast-oci
+            ("checkpoint is not supported by holdfast-oci; use runc or crun for this container", Unsupported),
             ("", Other),
         ] {
             assert_eq!(classify(text), kind, "{text}");

@@ -2,5 +2,6 @@
 
 pub mod command;
 pub mod log;
+pub mod resources;
 pub mod runner;
 pub mod spec;

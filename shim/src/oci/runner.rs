@@ -21,6 +21,20 @@ use crate::options::Options;
 pub const EMBEDDED: &str = "holdfast-oci";
 /// Where runc and crun keep their state under containerd.
 const FOREIGN_ROOT: &str = "/run/containerd/runc";
+/// What systemd and containerd tell each other and their direct children: nothing that a shim or a runtime may take for its
+/// own. With the first of them runc waits until the container says that it is ready, which is for ever (contract, trap 47);
+/// with the second crun passes fds on.
+pub const MANAGERS_OWN: [&str; 9] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "GOMAXPROCS",
+    "MAX_SHIM_VERSION",
+    "SCHED_CORE",
+];
 /// The most that is read of what a runtime printed.
 const OUTPUT_LIMIT: u64 = 64 << 10;
 
@@ -40,19 +54,30 @@ pub struct ChildStdio {
     pub stderr: Option<OwnedFd>,
 }
 
+/// Where the embedded runtime keeps its state, without the namespace. Each manager's is its own: two daemons on one machine
+/// may have containers of the same name.
+pub fn embedded_root(run_dir: &Path, instance: &str) -> PathBuf {
+    run_dir.join("oci").join(instance)
+}
+
 /// Chooses the OCI runtime: the one that the options name, else the embedded one next to `shim`, else runc or crun from
-/// `PATH`.
+/// `PATH`. `embedded_root` is [`embedded_root`]'s.
 ///
 /// # Errors
 /// [`NoRuntime`]. A runtime that was named is not looked for here: that it is missing shows when it is run.
-pub fn choose(options: &Options, shim: &Path, run_dir: &Path, namespace: &str) -> Result<Runtime, NoRuntime> {
+pub fn choose(options: &Options, shim: &Path, embedded_root: PathBuf, namespace: &str) -> Result<Runtime, NoRuntime> {
     let binary = if options.binary_name.is_empty() { find(shim)? } else { PathBuf::from(&options.binary_name) };
     let root = match options.root.as_str() {
-        "" if binary.file_name().is_some_and(|name| name == EMBEDDED) => run_dir.join("oci"),
+        "" if is_embedded(&binary) => embedded_root,
         "" => FOREIGN_ROOT.into(),
         chosen => PathBuf::from(chosen),
     };
     Ok(Runtime { binary, root: root.join(namespace), systemd_cgroup: options.systemd_cgroup })
+}
+
+/// Whether it is our own runtime, which has not all that others have.
+pub fn is_embedded(binary: &Path) -> bool {
+    binary.file_name().is_some_and(|name| name == EMBEDDED)
 }
 
 fn find(shim: &Path) -> Result<PathBuf, NoRuntime> {
@@ -70,14 +95,19 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
-/// Starts a program in a process group of its own, so that a deadline ends what it has started too. Nobody but the
-/// reaper waits for it.
+/// Starts a program in a process group of its own, so that a deadline ends what it has started too, and without what is
+/// [`MANAGERS_OWN`]. Nobody but the reaper waits for it.
 ///
 /// # Errors
 /// As `execve(2)`: a program that is missing shows here.
 pub fn spawn(program: &Path, arguments: &[OsString], stdio: ChildStdio) -> io::Result<Pid> {
     let stream = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    // The server has none of them any more; `delete` has.
+    for variable in MANAGERS_OWN {
+        command.env_remove(variable);
+    }
+    let child = command
         .args(arguments)
         .stdin(stream(stdio.stdin))
         .stdout(stream(stdio.stdout))
@@ -123,14 +153,15 @@ mod tests {
 
     #[test]
     fn a_named_runtime_has_a_root_of_its_own_per_namespace() {
+        let own = || embedded_root(Path::new("/run/holdfast"), "1f2e");
         let options = Options { binary_name: "/x/runc".to_owned(), ..Options::default() };
-        let runtime = choose(&options, Path::new("/x/shim"), Path::new("/run/holdfast"), "k8s.io").unwrap();
+        let runtime = choose(&options, Path::new("/x/shim"), own(), "k8s.io").unwrap();
         assert_eq!(runtime.root, Path::new("/run/containerd/runc/k8s.io"));
         let options = Options { binary_name: "/x/holdfast-oci".to_owned(), ..Options::default() };
-        let runtime = choose(&options, Path::new("/x/shim"), Path::new("/run/holdfast"), "k8s.io").unwrap();
-        assert_eq!(runtime.root, Path::new("/run/holdfast/oci/k8s.io"));
+        let runtime = choose(&options, Path::new("/x/shim"), own(), "k8s.io").unwrap();
+        assert_eq!(runtime.root, Path::new("/run/holdfast/oci/1f2e/k8s.io"));
         let options = Options { root: "/r".to_owned(), ..options };
-        let runtime = choose(&options, Path::new("/x/shim"), Path::new("/run/holdfast"), "n").unwrap();
+        let runtime = choose(&options, Path::new("/x/shim"), own(), "n").unwrap();
         assert_eq!(runtime.root, Path::new("/r/n"));
     }
 

@@ -19,6 +19,10 @@ pub struct SpecFacts {
     pub cgroups_path: Option<String>,
     /// `root.path`, as written: relative ones are relative to the bundle.
     pub root_path: Option<PathBuf>,
+    /// The annotation [`LIMIT_ANNOTATION`](crate::io::spill::policy::LIMIT_ANNOTATION), as written.
+    pub spill_limit: Option<String>,
+    /// The annotation [`POLICY_ANNOTATION`](crate::io::spill::policy::POLICY_ANNOTATION), as written.
+    pub output_policy: Option<String>,
 }
 
 /// Why a `config.json` was refused.
@@ -63,13 +67,17 @@ struct Spec {
     linux: Option<Linux>,
 }
 
-/// The annotations that name a group, in the order in which they are looked for.
-#[derive(Deserialize)]
+/// The annotations that mean something here. Those that name a group stand in the order in which they are looked for.
+#[derive(Default, Deserialize)]
 struct Annotations {
     #[serde(rename = "io.containerd.runc.v2.group")]
     group: Option<String>,
     #[serde(rename = "io.kubernetes.cri.sandbox-id")]
     sandbox: Option<String>,
+    #[serde(rename = "holdfast.output.spill-limit")]
+    spill_limit: Option<String>,
+    #[serde(rename = "holdfast.output.policy")]
+    output_policy: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -102,13 +110,16 @@ fn parse(text: &[u8]) -> serde_json::Result<SpecFacts> {
     let spec: Spec = serde_json::from_slice(text)?;
     let (namespaces, cgroups_path) =
         spec.linux.map(|l| (l.namespaces.unwrap_or_default(), l.cgroups_path)).unwrap_or_default();
+    let annotations = spec.annotations.unwrap_or_default();
     Ok(SpecFacts {
-        annotations_group: spec.annotations.and_then(|a| non_empty(a.group).or(non_empty(a.sandbox))),
+        annotations_group: non_empty(annotations.group).or(non_empty(annotations.sandbox)),
         // A namespace with a path is somebody else's; without an entry it is the shim's own.
         private_pid_namespace: namespaces.iter().any(|n| n.kind == "pid" && n.path.is_empty()),
         terminal: spec.process.is_some_and(|p| p.terminal),
         cgroups_path: non_empty(cgroups_path),
         root_path: spec.root.and_then(|r| r.path),
+        spill_limit: annotations.spill_limit,
+        output_policy: annotations.output_policy,
     })
 }
 
@@ -123,6 +134,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::io::spill::policy::{LIMIT_ANNOTATION, POLICY_ANNOTATION};
 
     #[test]
     fn the_facts_of_a_pod_container_are_found() {
@@ -130,7 +142,8 @@ mod tests {
             "ociVersion": "1.1.0",
             "process": {"terminal": true, "user": {"uid": 0}, "args": ["sh"]},
             "root": {"path": "rootfs", "readonly": true},
-            "annotations": {"io.kubernetes.cri.sandbox-id": "pod", "x": "y"},
+            "annotations": {"io.kubernetes.cri.sandbox-id": "pod", "x": "y",
+                "holdfast.output.spill-limit": "1m", "holdfast.output.policy": "block"},
             "linux": {"cgroupsPath": "/kubepods/c1", "namespaces": [{"type": "pid"}, {"type": "network", "path": "/n"}]}
         }"#;
         let expected = SpecFacts {
@@ -139,6 +152,8 @@ mod tests {
             terminal: true,
             cgroups_path: Some("/kubepods/c1".into()),
             root_path: Some("rootfs".into()),
+            spill_limit: Some("1m".into()),
+            output_policy: Some("block".into()),
         };
         assert_eq!(parse(text).unwrap(), expected);
     }
@@ -178,5 +193,12 @@ mod tests {
         assert_eq!(missing.to_string(), format!("cannot read {file}"));
         assert_eq!(malformed.to_string(), format!("{file} is not an OCI specification"));
         assert!(std::error::Error::source(&malformed).is_some());
+    }
+
+    #[test]
+    fn the_annotations_about_output_have_the_names_that_are_told() {
+        let text = format!(r#"{{"annotations": {{"{LIMIT_ANNOTATION}": "1m", "{POLICY_ANNOTATION}": "block"}}}}"#);
+        let facts = parse(text.as_bytes()).unwrap();
+        assert_eq!((facts.spill_limit.as_deref(), facts.output_policy.as_deref()), (Some("1m"), Some("block")));
     }
 }

@@ -13,6 +13,20 @@ pub fn bound_the_allocator() {
     }
 }
 
+/// The variable, and its value, with which a server must be started so that glibc keeps no freed pieces for use again: it
+/// keeps some of every size, each holds a page, and over thousands of execs these become more than all that is in use. No
+/// call can change that later.
+pub const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
+
+/// Keeps [`TUNABLES`] from the programs that this process runs. To be called before any other thread exists.
+pub fn keep_tunables_to_oneself() {
+    let (variable, ours) = TUNABLES;
+    if std::env::var_os(variable).is_some_and(|value| value == ours) {
+        // SAFETY: no other thread reads or writes the environment, for there is none.
+        unsafe { std::env::remove_var(variable) };
+    }
+}
+
 /// Gives back what a resting shim does not need: free heap, and the mapped pages of its own program, most of which served
 /// the start or a request that is over. The few that are needed again are found in the page cache.
 pub fn rest() {

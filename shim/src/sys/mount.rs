@@ -3,11 +3,15 @@
 //! Both directions can stall for seconds (network filesystems, a busy disk), and long overlay data needs a change of the
 //! working directory, so they run in a short-lived child of the shim, never in its loop.
 //!
+//! A mount that only looks right once it is complete (idmapped ones, overlays of idmapped layers) is built in a mount
+//! namespace of its own and then moved to its place in one step: nobody sees it half made, and whatever happens the
+//! scaffolding goes away with the thread that needed it.
+//!
 //! Targets below the root filesystem are resolved by the kernel as if it were `/` (openat2(2), `RESOLVE_IN_ROOT`): a
 //! symbolic link in an image leads nowhere outside.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
@@ -17,10 +21,15 @@ use std::{fs, thread};
 use nix::errno::Errno;
 use nix::fcntl::{self, OFlag, OpenHow, ResolveFlag};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::{Deserialize, Serialize};
 
-use crate::mount_options::{self, MountOptions, OptionRefused};
+use super::loop_device::{self, LoopDevice, LoopError};
+use super::mount_helper::{self, HelperError};
+use super::mount_tree::{self, MountTree, UserNamespace};
+use crate::mount_options::{self, IdMap, MountOptions, OptionRefused};
 
 /// How long a busy mount is tried, from the last progress on.
 pub const BUSY_LIMIT: Duration = Duration::from_millis(2500);
@@ -73,14 +82,43 @@ pub enum MountError {
         /// Which, and why.
         source: OptionRefused,
     },
-    /// A filesystem needs a helper program.
-    #[error("cannot mount {origin}: filesystem type {kind} needs a mount helper, which is not run")]
+    /// The program that mounts such filesystems did not.
+    #[error("cannot mount {kind} {origin}")]
     Helper {
         /// The filesystem's type.
         kind: String,
         /// The source.
         origin: String,
+        /// Why.
+        source: HelperError,
     },
+    /// The image has no loop device.
+    #[error("cannot mount {kind} {origin} through a loop device")]
+    Loop {
+        /// The filesystem's type.
+        kind: String,
+        /// The image.
+        origin: String,
+        /// Why.
+        source: LoopError,
+    },
+    /// The source or a layer cannot be taken, or cannot show other owners.
+    #[error("cannot {operation} {path} in order to mount {kind} {origin}")]
+    Part {
+        /// `make a user namespace for`, `copy` or `map the ids of`.
+        operation: &'static str,
+        /// Of what.
+        path: PathBuf,
+        /// The filesystem's type.
+        kind: String,
+        /// The source.
+        origin: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// A mount that is built aside does not come to be.
+    #[error("cannot {0} in order to build a mount")]
+    Aside(&'static str, #[source] io::Error),
     /// The target cannot be found in the root filesystem.
     #[error("cannot find the mount target {target:?} in {rootfs}")]
     Target {
@@ -204,54 +242,267 @@ fn undo(mounted: Vec<PathBuf>, error: MountError) -> MountError {
 
 /// Performs one entry. The target goes onto `mounted` as soon as there is something to undo.
 fn mount_one(rootfs: &Path, entry: &MountEntry, mounted: &mut Vec<PathBuf>) -> Result<(), MountError> {
-    if entry.kind.starts_with("fuse.") || entry.kind.starts_with("fuse3.") {
-        return Err(MountError::Helper { kind: entry.kind.clone(), origin: entry.source.clone() });
-    }
     let options = mount_options::parse(&entry.options).map_err(|source| MountError::Option {
         kind: entry.kind.clone(),
         origin: entry.source.clone(),
         source,
     })?;
-    let fresh = !options.flags.contains(MsFlags::MS_REMOUNT);
-    let target = mount_filesystem(rootfs, entry, &options)?;
-    if fresh {
-        mounted.push(target);
+    if let Some((helper, name)) = mount_helper::helper_of(&entry.kind) {
+        return mount_by_helper(rootfs, entry, helper, name, mounted);
     }
-    // Both calls below change the mount that was just made, so the target is resolved anew each time: a descriptor from
-    // before names the directory under it.
-    if !options.propagation.is_empty() {
-        change(rootfs, entry, "set the propagation of", options.propagation)?;
-    }
-    let per_mount = MsFlags::MS_RDONLY
-        | MsFlags::MS_NOSUID
-        | MsFlags::MS_NODEV
-        | MsFlags::MS_NOEXEC
-        | MsFlags::MS_NOATIME
-        | MsFlags::MS_NODIRATIME
-        | MsFlags::MS_STRICTATIME;
-    // The kernel takes no other flags together with MS_BIND; they need a remount of the new mount alone.
-    if fresh && options.flags.contains(MsFlags::MS_BIND) && options.flags.intersects(per_mount) {
-        let flags = (options.flags - MsFlags::MS_REC) | MsFlags::MS_REMOUNT;
-        change(rootfs, entry, "remount", flags)?;
-    }
-    Ok(())
+    // Held until the mount uses it.
+    let device = options.loop_device.then(|| attach(entry, &options)).transpose()?;
+    Job { rootfs, entry, options, device }.perform(mounted)
 }
 
-/// The first call for an entry; gives the target's real path.
-fn mount_filesystem(rootfs: &Path, entry: &MountEntry, options: &MountOptions) -> Result<PathBuf, MountError> {
-    let page = page_size();
-    if options.data.len() < page {
-        return call(rootfs, entry, "mount", options.flags, Some(&options.data));
+fn attach(entry: &MountEntry, options: &MountOptions) -> Result<LoopDevice, MountError> {
+    let read_only = options.flags.contains(MsFlags::MS_RDONLY);
+    let manner = loop_device::Manner { read_only, direct_io: options.direct_io };
+    loop_device::attach(Path::new(&entry.source), manner).map_err(|source| MountError::Loop {
+        kind: entry.kind.clone(),
+        origin: entry.source.clone(),
+        source,
+    })
+}
+
+fn mount_by_helper(
+    rootfs: &Path,
+    entry: &MountEntry,
+    helper: &'static str,
+    name: &str,
+    mounted: &mut Vec<PathBuf>,
+) -> Result<(), MountError> {
+    let (_, _, target) = open_target(rootfs, &entry.target).map_err(|e| no_target(rootfs, entry, e))?;
+    let before = mounts_at(&target)?;
+    let ran = mount_helper::run(helper, name, entry, &target);
+    let is_there = mounts_at(&target)? > before;
+    if is_there {
+        mounted.push(target);
     }
-    let too_long = |length| MountError::DataTooLong { kind: entry.kind.clone(), origin: entry.source.clone(), length };
-    if entry.kind != "overlay" {
-        return Err(too_long(options.data.len()));
+    let ran = if is_there { ran } else { ran.and(Err(HelperError::Nothing(helper))) };
+    ran.map_err(|source| MountError::Helper { kind: entry.kind.clone(), origin: entry.source.clone(), source })
+}
+
+/// How many mounts lie upon each other at `target`.
+fn mounts_at(target: &Path) -> Result<usize, MountError> {
+    let info = fs::read("/proc/self/mountinfo").map_err(MountError::MountInfo)?;
+    Ok(mount_points(&info).filter(|point| point == target).count())
+}
+
+fn no_target(rootfs: &Path, entry: &MountEntry, source: io::Error) -> MountError {
+    MountError::Target { target: entry.target.clone(), rootfs: rootfs.to_owned(), source }
+}
+
+/// One mount on its way.
+struct Job<'a> {
+    rootfs: &'a Path,
+    entry: &'a MountEntry,
+    options: MountOptions,
+    device: Option<LoopDevice>,
+}
+
+impl Job<'_> {
+    fn perform(&self, mounted: &mut Vec<PathBuf>) -> Result<(), MountError> {
+        let options = &self.options;
+        let fresh = !options.flags.contains(MsFlags::MS_REMOUNT);
+        let target = self.mount_filesystem()?;
+        if fresh {
+            mounted.push(target);
+        }
+        // The calls below change the mount that was just made, so the target is resolved anew each time: a descriptor
+        // from before names the directory under it.
+        if !options.propagation.is_empty() {
+            self.call("set the propagation of", options.propagation, None)?;
+        }
+        let per_mount = MsFlags::MS_RDONLY
+            | MsFlags::MS_NOSUID
+            | MsFlags::MS_NODEV
+            | MsFlags::MS_NOEXEC
+            | MsFlags::MS_NOATIME
+            | MsFlags::MS_NODIRATIME
+            | MsFlags::MS_STRICTATIME;
+        // The kernel takes no other flags together with MS_BIND; they need a remount of the new mount alone.
+        if fresh && self.is_bind() && options.flags.intersects(per_mount) {
+            self.remount((options.flags - MsFlags::MS_REC) | MsFlags::MS_REMOUNT)?;
+        }
+        if options.recursive_read_only {
+            let (held, _, path) = self.target()?;
+            mount_tree::make_read_only(held.as_fd()).map_err(|e| self.failed("make read-only", path, e))?;
+        }
+        Ok(())
     }
-    let compact = mount_options::compact_overlay(&options.data).ok_or_else(|| too_long(options.data.len()))?;
-    if compact.data.len() >= page {
-        return Err(too_long(compact.data.len()));
+
+    fn is_bind(&self) -> bool {
+        self.options.flags.contains(MsFlags::MS_BIND)
     }
-    in_directory(Path::new(&compact.directory), || call(rootfs, entry, "mount", options.flags, Some(&compact.data)))
+
+    fn is_recursive(&self) -> bool {
+        self.is_bind() && self.options.flags.contains(MsFlags::MS_REC)
+    }
+
+    fn source(&self) -> &Path {
+        self.device.as_ref().map_or(Path::new(&self.entry.source), LoopDevice::path)
+    }
+
+    fn target(&self) -> Result<(OwnedFd, PathBuf, PathBuf), MountError> {
+        open_target(self.rootfs, &self.entry.target).map_err(|e| no_target(self.rootfs, self.entry, e))
+    }
+
+    /// The first call for an entry; gives the target's real path.
+    fn mount_filesystem(&self) -> Result<PathBuf, MountError> {
+        if let Some(map) = &self.options.id_map {
+            return self.mount_id_mapped(map);
+        }
+        let (flags, data) = (self.options.flags, &self.options.data);
+        if data.len() < page_size() {
+            return self.call("mount", flags, Some(data));
+        }
+        if self.entry.kind != "overlay" {
+            return Err(self.too_long(data.len()));
+        }
+        match mount_options::compact_overlay(data) {
+            Some(compact) if compact.data.len() < page_size() => {
+                let directory = Path::new(&compact.directory);
+                in_directory(directory, || self.call("mount", flags, Some(&compact.data)))
+            }
+            // With layers under short names of their own.
+            _ => self.place(&self.build_aside(None)?),
+        }
+    }
+
+    fn too_long(&self, length: usize) -> MountError {
+        MountError::DataTooLong { kind: self.entry.kind.clone(), origin: self.entry.source.clone(), length }
+    }
+
+    /// An idmapped mount takes its map before it has a place. An overlay cannot have one: its lower layers get it, and
+    /// the upper one belongs to the mapped owners already.
+    fn mount_id_mapped(&self, map: &IdMap) -> Result<PathBuf, MountError> {
+        let source = self.source();
+        let users =
+            mount_tree::user_namespace(map).map_err(|e| self.no_part("make a user namespace for", source, e))?;
+        if self.entry.kind == "overlay" && !self.is_bind() {
+            return self.place(&self.build_aside(Some(&users))?);
+        }
+        let recursive = self.is_recursive();
+        let tree = if self.is_bind() {
+            mount_tree::copy(source, recursive).map_err(|e| self.no_part("copy", source, e))?
+        } else {
+            self.build_aside(None)?
+        };
+        tree.map_ids(&users, recursive).map_err(|e| self.no_part("map the ids of", source, e))?;
+        self.place(&tree)
+    }
+
+    fn place(&self, tree: &MountTree) -> Result<PathBuf, MountError> {
+        let (held, _, path) = self.target()?;
+        match tree.move_to(held.as_fd()) {
+            Ok(()) => Ok(path),
+            Err(e) => Err(self.failed("mount", path, e)),
+        }
+    }
+
+    /// Mounts in a namespace of its own, which goes away with the thread that has it. An overlay's lower directories get
+    /// short names there, and with `users` show other owners.
+    fn build_aside(&self, users: Option<&UserNamespace>) -> Result<MountTree, MountError> {
+        thread::scope(|scope| {
+            let built = scope.spawn(|| self.build(users)).join();
+            built.unwrap_or_else(|_| Err(MountError::Aside("run a thread", io::ErrorKind::Other.into())))
+        })
+    }
+
+    fn build(&self, users: Option<&UserNamespace>) -> Result<MountTree, MountError> {
+        fn aside(what: &'static str) -> impl Fn(Errno) -> MountError {
+            move |e| MountError::Aside(what, e.into())
+        }
+        let none = None::<&str>;
+        let (mut layers, mut data) = (Vec::new(), self.options.data.clone());
+        if self.entry.kind == "overlay" {
+            data = mount_options::map_layers(&data, |layer| {
+                layers.push(self.layer(Path::new(layer), users)?);
+                Ok((layers.len() - 1).to_string())
+            })?;
+        }
+        if data.len() >= page_size() {
+            return Err(self.too_long(data.len()));
+        }
+        // Not before the layers were found: /proc/self would lead back into the namespace that this thread leaves.
+        unshare(CloneFlags::CLONE_NEWNS).map_err(aside("make a mount namespace"))?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none).map_err(aside("make all mounts private"))?;
+        // Covers the root filesystem's directory in this namespace alone, where there surely is no layer.
+        let none_but_root = Some("mode=700");
+        mount(Some("tmpfs"), self.rootfs, Some("tmpfs"), MsFlags::empty(), none_but_root)
+            .map_err(aside("mount a directory for layers"))?;
+        nix::unistd::chdir(self.rootfs).map_err(aside("enter the directory for layers"))?;
+        for (number, layer) in layers.iter().enumerate() {
+            let point = make_point(&number.to_string()).map_err(aside("make a directory for a layer"))?;
+            layer.move_to(point.as_fd()).map_err(|e| MountError::Aside("mount a layer", e))?;
+        }
+        make_point("whole").map_err(aside("make a directory for the whole"))?;
+        let (flags, data) = (self.options.flags, Some(data.as_str()).filter(|d| !d.is_empty()));
+        mount(Some(self.source()), "whole", Some(self.entry.kind.as_str()), flags, data)
+            .map_err(|e| self.failed("mount", self.rootfs.to_owned(), e.into()))?;
+        mount_tree::copy(Path::new("whole"), false).map_err(|e| MountError::Aside("copy it", e))
+    }
+
+    fn layer(&self, path: &Path, users: Option<&UserNamespace>) -> Result<MountTree, MountError> {
+        let layer = mount_tree::copy(path, false).map_err(|e| self.no_part("copy", path, e))?;
+        if let Some(users) = users {
+            layer.map_ids(users, false).map_err(|e| self.no_part("map the ids of", path, e))?;
+        }
+        Ok(layer)
+    }
+
+    fn no_part(&self, operation: &'static str, path: &Path, source: io::Error) -> MountError {
+        let (kind, origin) = (self.entry.kind.clone(), self.entry.source.clone());
+        MountError::Part { operation, path: path.to_owned(), kind, origin, source }
+    }
+
+    /// A remount of a bind mount. In a user namespace some flags of the source are locked (`EPERM`): then they stay.
+    fn remount(&self, flags: MsFlags) -> Result<PathBuf, MountError> {
+        match self.call("remount", flags, None) {
+            Err(MountError::Mount { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {
+                let (_, by_fd, path) = self.target()?;
+                let has = statvfs(&by_fd).map_err(|e| self.failed("look at", path, e.into()))?.flags();
+                self.call("remount", flags | flags_of(has), None)
+            }
+            done => done,
+        }
+    }
+
+    /// Resolves the target and calls mount(2) on it; gives the target's real path.
+    fn call(&self, operation: &'static str, flags: MsFlags, data: Option<&str>) -> Result<PathBuf, MountError> {
+        let (_held, by_fd, path) = self.target()?;
+        let data = data.filter(|d| !d.is_empty());
+        match mount(Some(self.source()), &by_fd, Some(self.entry.kind.as_str()), flags, data) {
+            Ok(()) => Ok(path),
+            Err(e) => Err(self.failed(operation, path, e.into())),
+        }
+    }
+
+    fn failed(&self, operation: &'static str, target: PathBuf, source: io::Error) -> MountError {
+        let (kind, origin) = (self.entry.kind.clone(), self.entry.source.clone());
+        MountError::Mount { operation, kind, origin, target, source }
+    }
+}
+
+/// A directory to mount on, below the working directory.
+fn make_point(name: &str) -> Result<OwnedFd, Errno> {
+    nix::unistd::mkdir(name, Mode::S_IRWXU)?;
+    fcntl::open(name, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// What statvfs(3) says of a mount as flags of mount(2).
+fn flags_of(has: FsFlags) -> MsFlags {
+    let pairs = [
+        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+    ];
+    pairs.into_iter().filter(|(of_mount, _)| has.contains(*of_mount)).map(|(_, flag)| flag).collect()
 }
 
 fn page_size() -> usize {
@@ -269,37 +520,6 @@ fn in_directory<T>(path: &Path, work: impl FnOnce() -> Result<T, MountError>) ->
     let result = work();
     nix::unistd::fchdir(&back).map_err(|e| failed(here, e))?;
     result
-}
-
-/// Changes the topmost mount at the entry's target.
-fn change(rootfs: &Path, entry: &MountEntry, operation: &'static str, flags: MsFlags) -> Result<(), MountError> {
-    call(rootfs, entry, operation, flags, None).map(drop)
-}
-
-/// Resolves the target and calls mount(2) on it; gives the target's real path.
-fn call(
-    rootfs: &Path,
-    entry: &MountEntry,
-    operation: &'static str,
-    flags: MsFlags,
-    data: Option<&str>,
-) -> Result<PathBuf, MountError> {
-    let (_held, by_fd, path) = open_target(rootfs, &entry.target).map_err(|source| MountError::Target {
-        target: entry.target.clone(),
-        rootfs: rootfs.to_owned(),
-        source,
-    })?;
-    let data = data.filter(|d| !d.is_empty());
-    match mount(Some(entry.source.as_str()), &by_fd, Some(entry.kind.as_str()), flags, data) {
-        Ok(()) => Ok(path),
-        Err(e) => Err(MountError::Mount {
-            operation,
-            kind: entry.kind.clone(),
-            origin: entry.source.clone(),
-            target: path,
-            source: e.into(),
-        }),
-    }
 }
 
 /// Opens a path inside `rootfs` without leaving it: the descriptor, the way to name it in a system call, and its real
@@ -361,6 +581,16 @@ pub fn unmount_all(rootfs: &Path) -> Result<(), MountError> {
             return Err(MountError::Unmount { path, source: errno.into() });
         }
     }
+}
+
+/// Whether anything is mounted at or below `rootfs`. Touches nothing there: a filesystem that hangs stops nobody.
+///
+/// # Errors
+/// As [`unmount_all`], but for [`MountError::Unmount`].
+pub fn is_mounted(rootfs: &Path) -> Result<bool, MountError> {
+    let Some(rootfs) = real_path(rootfs)? else { return Ok(false) };
+    let info = fs::read("/proc/self/mountinfo").map_err(MountError::MountInfo)?;
+    Ok(!mounts_below(&info, &rootfs).is_empty())
 }
 
 /// Unmounts `target` until nothing is mounted there.
@@ -426,14 +656,16 @@ fn real_path(path: &Path) -> Result<Option<PathBuf>, MountError> {
     }
 }
 
-/// The mount points at or below `root`, the deepest first, each once. `info` is in the form of proc_pid_mountinfo(5).
-fn mounts_below(info: &[u8], root: &Path) -> Vec<PathBuf> {
-    let mut points: Vec<PathBuf> = info
-        .split(|&b| b == b'\n')
+/// The mount points in the order of their mounting. `info` is in the form of proc_pid_mountinfo(5).
+fn mount_points(info: &[u8]) -> impl Iterator<Item = PathBuf> {
+    info.split(|&b| b == b'\n')
         .filter_map(|line| line.split(|&b| b == b' ').nth(4))
         .map(|point| PathBuf::from(std::ffi::OsString::from_vec(unescape_octal(point))))
-        .filter(|point| point.starts_with(root))
-        .collect();
+}
+
+/// The mount points at or below `root`, the deepest first, each once.
+fn mounts_below(info: &[u8], root: &Path) -> Vec<PathBuf> {
+    let mut points: Vec<PathBuf> = mount_points(info).filter(|point| point.starts_with(root)).collect();
     points.sort_by_cached_key(|point| std::cmp::Reverse((point.components().count(), point.clone())));
     points.dedup();
     points
@@ -577,13 +809,31 @@ broken
     }
 
     #[test]
+    fn what_is_bound_recursively_read_only_is_so_all_the_way_down() {
+        let Some(scratch) = Scratch::new("rro") else { return };
+        let below = scratch.dir("src/below");
+        mount(Some("tmpfs"), below.as_str(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let src = scratch.dir("src");
+        scratch.mount(vec![entry("bind", &src, "", "rbind rro rprivate")]).unwrap();
+        for file in ["file", "below/file"] {
+            let error = fs::write(scratch.rootfs().join(file), "x").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{file}");
+            fs::write(Path::new(&src).join(file), "x").unwrap();
+        }
+    }
+
+    #[test]
     fn a_failure_undoes_what_was_mounted_before_and_names_the_mount() {
         let Some(scratch) = Scratch::new("failure") else { return };
         let bad = [
             (entry("nosuchfs", "none", "", ""), "cannot mount nosuchfs none on "),
             (entry("tmpfs", "tmpfs", "missing", ""), "cannot find the mount target \"missing\" in "),
-            (entry("ext4", "/x.img", "", "loop"), "cannot mount ext4 /x.img"),
-            (entry("fuse.sshfs", "h:/", "", ""), "cannot mount h:/: filesystem type fuse.sshfs needs a mount helper"),
+            (entry("ext4", "/x.img", "", "loop"), "cannot mount ext4 /x.img through a loop device"),
+            (entry("tmpfs", "tmpfs", "", "X-containerd.x"), "cannot mount tmpfs tmpfs"),
+            (
+                entry("proc", "proc", "", "uidmap=0:1:1 gidmap=0:1:1"),
+                "cannot map the ids of proc in order to mount proc proc",
+            ),
             (entry("tmpfs", "tmpfs", "", &"x".repeat(5000)), "cannot mount tmpfs tmpfs: 5000 bytes of options"),
         ];
         for (bad, text) in bad {

@@ -18,6 +18,17 @@ pub fn become_subreaper() -> io::Result<()> {
     prctl::set_child_subreaper(true).map_err(io::Error::from_raw_os_error)
 }
 
+/// Lets this process be killed when its parent ends, `PR_SET_PDEATHSIG` in `prctl(2)`. Only for a child whose parent has one
+/// thread: it is the end of the thread that counts.
+///
+/// # Errors
+/// As `prctl(2)`.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: with this operation prctl(2) takes an integer and touches no memory of ours.
+    let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Points standard input, output and error at `/dev/null`.
 ///
 /// # Errors
@@ -41,20 +52,58 @@ pub fn close_inherited_fds() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives the process group, and what it starts from now on, a core-scheduling cookie of its own: no other process shares a
+/// core with it at the same time. `PR_SCHED_CORE` in `prctl(2)`.
+///
+/// # Errors
+/// As `prctl(2)`: `EINVAL` from a kernel that has none of it, `ENODEV` on a machine without shared cores.
+pub fn make_core_cookie() -> io::Result<()> {
+    const PIDTYPE_PGID: libc::c_ulong = 2;
+    // SAFETY: with this operation and a null pointer prctl(2) takes integers alone and touches no memory of ours.
+    let result = unsafe { libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, 0, PIDTYPE_PGID, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Field 22 of `/proc/PID/stat`, in clock ticks since boot; with the pid it names a process once and for all. None if
 /// the process is gone or a zombie: a dead process that nobody has collected yet is dead.
 pub fn start_time(pid: Pid) -> Option<u64> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    stat_field(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 22)
 }
 
-fn parse_stat(stat: &str) -> Option<u64> {
+/// The session of a process, field 6 of `/proc/PID/stat`; None as for [`start_time`].
+pub fn session(pid: Pid) -> Option<u32> {
+    stat_field(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 6)
+}
+
+/// Whether a child that is not reaped yet is ending or has ended: `PF_EXITING` is set before its fds are closed, so what
+/// shows that they are closed comes after this.
+pub fn is_ending(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| parse_is_ending(&stat).unwrap_or(true))
+}
+
+fn parse_is_ending(stat: &str) -> Option<bool> {
+    /// `include/linux/sched.h`.
+    const PF_EXITING: u64 = 4;
+    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
+    let state = fields.next()?;
+    let flags: u64 = fields.nth(5)?.parse().ok()?;
+    Some(matches!(state, "Z" | "X") || flags & PF_EXITING != 0)
+}
+
+/// The parent of a process that is alive.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    stat_field(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 4)
+}
+
+/// A numeric field from the fourth on, as proc_pid_stat(5) counts them.
+fn stat_field<T: std::str::FromStr>(stat: &str, number: usize) -> Option<T> {
     // The second field is the name in parentheses and may hold anything, parentheses and spaces too.
     let rest = &stat[stat.rfind(')')? + 1..];
     let mut fields = rest.split_ascii_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(number - 4)?.parse().ok()
 }
 
 /// Raises our own `oom_score_adj` by what the caller asks for, bounded as the kernel bounds it. The kernel may refuse.
@@ -92,12 +141,23 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2 3";
-        assert_eq!(parse_stat(stat), Some(4711));
+        assert_eq!(stat_field(stat, 22), Some(4711));
+        assert_eq!(stat_field(stat, 6), Some(7));
+        assert_eq!(stat_field(stat, 4), Some(1));
+    }
+
+    #[test]
+    fn a_process_is_ending_from_the_moment_its_fds_are_closed() {
+        let stat = |state: &str, flags: u64| format!("7 (a) b) {state} 1 7 7 0 -1 {flags} 1 2 3");
+        assert_eq!(parse_is_ending(&stat("S", 0x40_0100)), Some(false));
+        assert_eq!(parse_is_ending(&stat("R", 0x40_0104)), Some(true));
+        assert_eq!(parse_is_ending(&stat("Z", 0x40_0100)), Some(true));
+        assert!(is_ending(u32::MAX) && !is_ending(std::process::id()));
     }
 
     #[test]
     fn a_zombie_counts_as_dead() {
         let stat = "7 (a) Z 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2 3";
-        assert_eq!(parse_stat(stat), None);
+        assert_eq!(stat_field::<u64>(stat, 22), None);
     }
 }

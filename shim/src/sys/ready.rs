@@ -3,10 +3,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
 
 use nix::sys::inotify::Inotify;
+use nix::sys::timerfd::TimerFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -18,15 +20,27 @@ pub(crate) unsafe trait OneFd: AsRawFd {}
 
 // SAFETY: the type is nothing but one owned fd.
 unsafe impl OneFd for OwnedFd {}
+// SAFETY: as above; who shares it cannot exchange what is shared.
+unsafe impl OneFd for Rc<OwnedFd> {}
 // SAFETY: the standard library's sockets own one fd and have no way to exchange it.
 unsafe impl OneFd for UnixStream {}
 // SAFETY: as above.
 unsafe impl OneFd for UnixListener {}
 // SAFETY: nix's type owns one fd and has no way to exchange it.
 unsafe impl OneFd for Watch {}
+// SAFETY: as above.
+unsafe impl OneFd for Alarm {}
 
 /// An inotify instance; nix's type has no raw fd, which is what Tokio asks for.
 pub(crate) struct Watch(pub(crate) Inotify);
+
+impl From<OwnedFd> for Watch {
+    /// Of an inotify instance that was handed on; of anything else every call on it fails.
+    fn from(fd: OwnedFd) -> Self {
+        // SAFETY: the fd is open and owned, and its owner gives it up to the new object.
+        Self(unsafe { Inotify::from_raw_fd(fd.into_raw_fd()) })
+    }
+}
 
 impl AsRawFd for Watch {
     fn as_raw_fd(&self) -> RawFd {
@@ -37,6 +51,15 @@ impl AsRawFd for Watch {
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// A timer; nix's type has no raw fd either.
+pub(crate) struct Alarm(pub(crate) TimerFd);
+
+impl AsRawFd for Alarm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
     }
 }
 

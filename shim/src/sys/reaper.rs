@@ -2,6 +2,7 @@
 //! status lost.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -28,22 +29,78 @@ pub fn reap() -> Option<(Pid, Exit)> {
     }
 }
 
-/// Waits for one child, for at most `limit`; others that end meanwhile are collected too. For short-lived commands, which
-/// have no loop.
+/// A child that has died and is not collected yet: its pid is still its own, and its process group's.
+#[derive(Debug)]
+pub struct Dead {
+    /// Which.
+    pub pid: Pid,
+    /// It ended with status 0.
+    pub well: bool,
+}
+
+/// A dead child that is to be collected, if there is one.
+pub fn next_dead() -> Option<Dead> {
+    loop {
+        // SAFETY: siginfo_t is plain data, for which zeroes are valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the pointer is to a live siginfo_t, which is all waitid(2) writes.
+        let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) };
+        if result < 0 && Errno::last() == Errno::EINTR {
+            continue;
+        }
+        if result < 0 {
+            return None;
+        }
+        // SAFETY: waitid(2) has filled in this member, or left the zeroes, which stand for no child.
+        let pid = unsafe { info.si_pid() };
+        // SAFETY: as above.
+        let status = unsafe { info.si_status() };
+        let well = info.si_code == libc::CLD_EXITED && status == 0;
+        return (pid > 0).then(|| Dead { pid: pid.cast_unsigned(), well });
+    }
+}
+
+impl Dead {
+    /// Collects it: its pid is free for reuse when this returns.
+    pub fn collect(self) -> Option<Exit> {
+        let mut wait_status = 0;
+        // SAFETY: as in `reap`; the child is dead, so this does not block.
+        let pid = unsafe { libc::waitpid(self.pid.cast_signed(), &raw mut wait_status, 0) };
+        let status = if pid > 0 { exit_status(wait_status) } else { None };
+        status.map(|status| Exit { status, at_unix_ns: now_unix_ns() })
+    }
+}
+
+/// As [`wait_for_all`], for one child.
 pub fn wait_for(pid: Pid, limit: Duration) -> Option<Exit> {
+    wait_for_all(&[pid], limit).remove(&pid)
+}
+
+/// Waits for children, together for at most `limit`, and gives the exits of those that have ended; others that end
+/// meanwhile are collected too. For short-lived commands, which have no loop.
+pub fn wait_for_all(pids: &[Pid], limit: Duration) -> BTreeMap<Pid, Exit> {
     let deadline = Instant::now() + limit;
-    let held = signal::hold(pid);
+    let held: Vec<_> = pids.iter().filter_map(|&pid| Some((pid, signal::hold(pid)?))).collect();
+    let mut exits = BTreeMap::new();
     loop {
         while let Some((reaped, exit)) = reap() {
-            if reaped == pid {
-                return Some(exit);
+            if pids.contains(&reaped) {
+                exits.insert(reaped, exit);
             }
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || !held.as_ref()?.wait(left) {
-            return None;
+        let Some((_, next)) = held.iter().find(|(pid, _)| !exits.contains_key(pid)) else { return exits };
+        if left.is_zero() || !next.wait(left) {
+            return exits;
         }
     }
+}
+
+/// Waits for one child alone, which is about to end by itself; how it ended is of no interest. For short-lived commands.
+pub(crate) fn collect(pid: Pid) {
+    // SAFETY: without a place for the status waitpid(2) writes nothing.
+    while unsafe { libc::waitpid(pid.cast_signed(), std::ptr::null_mut(), 0) } < 0 && Errno::last() == Errno::EINTR {}
 }
 
 /// None for the stops and continuations that a tracer may cause.

@@ -34,6 +34,18 @@ pub(crate) fn send(pid: u32, signal: i32) -> std::io::Result<()> {
     }
 }
 
+/// Makes the signals that ask to end have no effect on this short-lived command: half of a `start` or `delete` is worse than
+/// all of it. They are caught rather than ignored, since what it starts would inherit the latter.
+pub(crate) fn outlast() {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing, so it is safe at whatever point it interrupts.
+        let _ = unsafe { sigaction(signal, &action) };
+    }
+}
+
 impl Held {
     /// Waits until the process has ended, for at most `limit`; false if it has not. See pidfd_open(2).
     pub(crate) fn wait(&self, limit: Duration) -> bool {
@@ -49,9 +61,14 @@ impl Held {
 
     /// Sends SIGKILL; false if the process has ended. See pidfd_send_signal(2).
     pub(crate) fn kill(&self) -> bool {
+        self.send(libc::SIGKILL)
+    }
+
+    /// Sends a signal; false if the process has ended. See pidfd_send_signal(2).
+    pub(crate) fn send(&self, signal: i32) -> bool {
         let info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: the descriptor is open for as long as it is borrowed; a null siginfo is allowed and stands for that of
         // kill(2).
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), libc::SIGKILL, info, 0) == 0 }
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, info, 0) == 0 }
     }
 }

@@ -11,7 +11,7 @@ use ttrpc::Code;
 use ttrpc::asynchronous::Client;
 use ttrpc::context::{self, Context};
 
-use super::{CliError, FAILED};
+use super::{CliError, FAILED, say};
 use crate::registry::start_failure_status;
 
 /// For requests that are answered from memory.
@@ -19,6 +19,9 @@ const QUICK: Duration = Duration::from_secs(30);
 
 /// For requests behind which a container is made or started.
 const SLOW: Duration = Duration::from_secs(180);
+
+/// For requests that holdfastd bounds itself, by its settings.
+const BOUNDED_THERE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The pauses between attempts to reach a supervisor that went away.
 const RETRY: Duration = Duration::from_millis(50);
@@ -34,13 +37,16 @@ pub(super) struct Connection {
 /// How a request ended that reached, or did not reach, the supervisor.
 enum Failure {
     Refused(ttrpc::Status),
+    /// Its successor may have an answer.
     Broken(ttrpc::Error),
 }
 
 impl From<ttrpc::Error> for Failure {
     fn from(error: ttrpc::Error) -> Self {
         match error {
-            ttrpc::Error::RpcStatus(status) if status.code() == Code::UNAVAILABLE => {
+            ttrpc::Error::RpcStatus(status)
+                if status.code() == Code::UNAVAILABLE && status.message() == crate::api::LEAVING =>
+            {
                 Self::Broken(ttrpc::Error::RpcStatus(status))
             }
             ttrpc::Error::RpcStatus(status) => Self::Refused(status),
@@ -57,7 +63,7 @@ fn refused(status: &ttrpc::Status) -> CliError {
         code @ (126 | 127) if failed_command => u8::try_from(code).unwrap_or(FAILED),
         _ => FAILED,
     };
-    CliError::Refused { text, exit }
+    CliError::Refused { text, code: status.code(), exit, next: None }
 }
 
 macro_rules! once {
@@ -66,6 +72,25 @@ macro_rules! once {
         pub(super) async fn $name(&self, request: &$request) -> Result<$response, CliError> {
             let client = self.client().await?;
             client.$name(within($within), request).await.map_err(|e| self.failed(e))
+        }
+    };
+}
+
+macro_rules! repeated {
+    ($(#[$doc:meta])* $name:ident, $request:ty, $response:ty) => {
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// A refusal, or no supervisor at the first attempt.
+        pub(super) async fn $name(&self, request: &$request) -> Result<$response, CliError> {
+            let (mut client, mut told) = (self.client().await?, false);
+            loop {
+                match client.$name(Context::default(), request).await.map_err(Failure::from) {
+                    Ok(response) => return Ok(response),
+                    Err(Failure::Refused(status)) => return Err(refused(&status)),
+                    Err(Failure::Broken(_)) => client = self.reconnect(&mut told).await,
+                }
+            }
         }
     };
 }
@@ -86,7 +111,11 @@ impl Connection {
         }
         let socket = self.socket.display().to_string();
         let connected = Client::connect(&format!("unix://{socket}")).await;
-        let client = connected.map_err(|source| CliError::Unreachable { socket, source })?;
+        let client = connected.map_err(|e| {
+            // The kernel's own word says what to do about it.
+            let source = std::os::unix::net::UnixStream::connect(&*self.socket).err();
+            CliError::Unreachable { socket, source: source.unwrap_or_else(|| std::io::Error::other(e)) }
+        })?;
         let client = SupervisorClient::new(client);
         *self.client.borrow_mut() = Some(client.clone());
         Ok(client)
@@ -109,15 +138,19 @@ impl Connection {
 
     once!(version, pb::VersionRequest, pb::VersionResponse, QUICK);
     once!(info, pb::InfoRequest, pb::InfoResponse, QUICK);
-    once!(create, pb::CreateRequest, pb::CreateResponse, SLOW);
-    once!(start, pb::StartRequest, pb::StartResponse, SLOW);
+    once!(create, pb::CreateRequest, pb::CreateResponse, BOUNDED_THERE);
     once!(attach, pb::AttachRequest, pb::AttachResponse, QUICK);
-    once!(exec, pb::ExecRequest, pb::ExecResponse, SLOW);
-    once!(resize, pb::ResizeRequest, pb::Empty, QUICK);
     once!(kill, pb::KillRequest, pb::Empty, SLOW);
+    once!(pause, pb::PauseRequest, pb::Empty, SLOW);
+    once!(resume, pb::ResumeRequest, pb::Empty, SLOW);
     once!(update, pb::UpdateRequest, pb::Empty, SLOW);
+    once!(reopen_logs, pb::ReopenLogsRequest, pb::Empty, SLOW);
     once!(list, pb::ListRequest, pb::ListResponse, QUICK);
+    once!(output, pb::OutputRequest, pb::OutputResponse, QUICK);
+    once!(reload, pb::ReloadRequest, pb::ReloadResponse, QUICK);
+    once!(stop_all, pb::StopAllRequest, pb::StopAllResponse, BOUNDED_THERE);
     once!(inspect, pb::InspectRequest, pb::InspectResponse, QUICK);
+    once!(processes, pb::ProcessesRequest, pb::ProcessesResponse, QUICK);
 
     /// A connection again, however long the supervisor is away; says so once.
     async fn reconnect(&self, told: &mut bool) -> SupervisorClient {
@@ -129,39 +162,74 @@ impl Connection {
             }
             if pause > LONGEST_RETRY / 2 && !*told {
                 *told = true;
-                eprintln!("holdfast: holdfastd is away; the container is not. Waiting for it to return.");
+                say::tell("holdfastd is away; the container is not. Waiting for it to return.");
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_RETRY);
         }
     }
 
-    /// Waits for the end of a container or exec, across restarts of the supervisor.
+    /// A connection, however long the supervisor is away.
+    async fn client_at_last(&self, told: &mut bool) -> SupervisorClient {
+        match self.client().await {
+            Ok(client) => client,
+            Err(_) => self.reconnect(told).await,
+        }
+    }
+
+    repeated!(
+        /// Waits for the end of a container or exec, across restarts of the supervisor.
+        wait, pb::WaitRequest, pb::WaitResponse
+    );
+    repeated!(
+        /// Starts a container, across restarts of the supervisor: one that runs by then was started.
+        start, pb::StartRequest, pb::StartResponse
+    );
+    repeated!(
+        /// Stops a container, across restarts of the supervisor.
+        stop, pb::StopRequest, pb::WaitResponse
+    );
+    repeated!(
+        /// Restarts a container, across restarts of the supervisor; once, if the request says which run is to be stopped.
+        restart, pb::RestartRequest, pb::StartResponse
+    );
+
+    /// What containers use, across restarts of the supervisor.
     ///
     /// # Errors
     /// A refusal, or no supervisor at the first attempt.
-    pub(super) async fn wait(&self, request: &pb::WaitRequest) -> Result<pb::WaitResponse, CliError> {
+    pub(super) async fn stats(&self, request: &pb::StatsRequest) -> Result<Vec<pb::ContainerStats>, CliError> {
         let (mut client, mut told) = (self.client().await?, false);
         loop {
-            match client.wait(Context::default(), request).await.map_err(Failure::from) {
-                Ok(response) => return Ok(response),
+            match client.stats(within(QUICK), request).await.map_err(Failure::from) {
+                Ok(response) => return Ok(response.containers),
                 Err(Failure::Refused(status)) => return Err(refused(&status)),
                 Err(Failure::Broken(_)) => client = self.reconnect(&mut told).await,
             }
         }
     }
 
-    /// Stops a container, across restarts of the supervisor.
+    /// Starts an exec, across restarts of the supervisor: one that is there at a second attempt was started by the first.
     ///
     /// # Errors
     /// A refusal, or no supervisor at the first attempt.
-    pub(super) async fn stop(&self, request: &pb::StopRequest) -> Result<pb::WaitResponse, CliError> {
-        let (mut client, mut told) = (self.client().await?, false);
+    pub(super) async fn exec(&self, request: &pb::ExecRequest) -> Result<pb::ExecResponse, CliError> {
+        let (mut client, mut told, mut again) = (self.client().await?, false, false);
         loop {
-            match client.stop(Context::default(), request).await.map_err(Failure::from) {
+            match client.exec(Context::default(), request).await.map_err(Failure::from) {
                 Ok(response) => return Ok(response),
+                Err(Failure::Refused(status)) if again && status.code() == Code::ALREADY_EXISTS => {
+                    let inspect = pb::InspectRequest { ref_: request.ref_.clone(), ..Default::default() };
+                    let inspected = self.inspect(&inspect).await?;
+                    let pid = inspected.execs.iter().find(|exec| exec.id == request.exec_id).map_or(0, |exec| exec.pid);
+                    let id = inspected.container.get_or_default().id.clone();
+                    return Ok(pb::ExecResponse { id, pid, ..Default::default() });
+                }
                 Err(Failure::Refused(status)) => return Err(refused(&status)),
-                Err(Failure::Broken(_)) => client = self.reconnect(&mut told).await,
+                Err(Failure::Broken(_)) => {
+                    client = self.reconnect(&mut told).await;
+                    again = true;
+                }
             }
         }
     }
@@ -177,8 +245,6 @@ impl Connection {
                 Ok(_) => return Ok(()),
                 Err(Failure::Refused(status)) if again && status.code() == Code::NOT_FOUND => return Ok(()),
                 Err(Failure::Refused(status)) => return Err(refused(&status)),
-                // The shim's failing, not the supervisor's absence.
-                Err(Failure::Broken(ttrpc::Error::RpcStatus(status))) => return Err(refused(&status)),
                 Err(Failure::Broken(_)) => {
                     client = self.reconnect(&mut told).await;
                     again = true;
@@ -189,8 +255,18 @@ impl Connection {
 
     /// Ends a process's standard input, across restarts of the supervisor. Best effort: the process may be gone.
     pub(super) async fn close_stdin(&self, request: &pb::CloseStdinRequest) {
-        let (Ok(mut client), mut told) = (self.client().await, true) else { return };
+        let mut told = true;
+        let mut client = self.client_at_last(&mut told).await;
         while let Err(Failure::Broken(_)) = client.close_stdin(within(QUICK), request).await.map_err(Failure::from) {
+            client = self.reconnect(&mut told).await;
+        }
+    }
+
+    /// Sets the size of a terminal's window, across restarts of the supervisor. Best effort: the process may be gone.
+    pub(super) async fn resize(&self, request: &pb::ResizeRequest) {
+        let mut told = true;
+        let mut client = self.client_at_last(&mut told).await;
+        while let Err(Failure::Broken(_)) = client.resize(within(QUICK), request).await.map_err(Failure::from) {
             client = self.reconnect(&mut told).await;
         }
     }
@@ -204,9 +280,9 @@ impl Connection {
         mut since_unix_ns: i64,
         mut take: impl FnMut(pb::Event) -> Result<bool, CliError>,
     ) -> Result<(), CliError> {
-        let (mut client, mut told) = (self.client().await?, false);
+        let (mut client, mut told, mut after) = (self.client().await?, false, 0);
         loop {
-            let request = pb::EventsRequest { since_unix_ns, ..Default::default() };
+            let request = pb::EventsRequest { since_unix_ns, after, ..Default::default() };
             // From here on nothing may be missed across a reconnect, even if nothing has happened yet.
             if since_unix_ns == 0 {
                 since_unix_ns = crate::client::now_unix_ns();
@@ -216,7 +292,7 @@ impl Connection {
                 Err(Failure::Broken(_)) => {}
                 Ok(mut stream) => {
                     while let Ok(Some(event)) = stream.recv().await {
-                        since_unix_ns = since_unix_ns.max(event.time_unix_ns);
+                        after = event.number;
                         if !take(event)? {
                             return Ok(());
                         }

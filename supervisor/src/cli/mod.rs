@@ -1,25 +1,44 @@
-//! The command line for people. One file per group of subcommands; [`render`] turns answers into text, [`connection`]
-//! keeps a connection through restarts of the supervisor, [`streams`] moves bytes between a terminal and FIFOs.
+//! The command line for people. One file per group of subcommands; [`render`] turns answers into text, [`say`] is where
+//! all of it leaves, [`advice`] knows what to do next after a failure, [`connection`] keeps a connection through restarts
+//! of the supervisor, [`streams`] moves bytes between a terminal and FIFOs, [`signals`] signals.
 
+mod advice;
 pub mod args;
+mod complete;
 mod connection;
+mod detach_keys;
+mod doctor;
+mod environment;
 mod exec;
+mod filter;
 mod hook;
 mod logs;
+mod man;
 mod manage;
+mod metrics;
+mod reload;
 mod render;
 mod run;
+mod say;
+mod schema;
+mod shutdown;
+mod signals;
+mod stats;
 mod streams;
 mod terminal;
+mod top;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 use thiserror::Error;
+use ttrpc::Code;
 
 use self::args::{Cli, Command};
 use self::connection::Connection;
+use self::manage::Report;
+pub(crate) use self::say::print;
 use crate::chain;
 
 /// What the program exits with when it, or the supervisor, failed, as opposed to the container's command.
@@ -30,12 +49,12 @@ const FAILED: u8 = 125;
 pub(crate) enum CliError {
     /// The supervisor's own words, with the exit code that they imply.
     #[error("{text}")]
-    Refused { text: String, exit: u8 },
+    Refused { text: String, code: Code, exit: u8, next: Option<String> },
     /// There is no supervisor.
-    #[error("cannot reach holdfastd at {socket} (is it running?)")]
-    Unreachable { socket: String, source: ttrpc::Error },
+    #[error("cannot reach holdfastd at {socket}")]
+    Unreachable { socket: String, source: std::io::Error },
     /// The connection broke in a request that must not be repeated.
-    #[error("the connection to holdfastd broke; look with `holdfast ps -a` what became of the request")]
+    #[error("the connection to holdfastd broke before it answered")]
     Broken { source: ttrpc::Error },
     /// Something of ours failed.
     #[error("cannot {what}")]
@@ -61,8 +80,14 @@ impl CliError {
 
 type Outcome = Result<u8, CliError>;
 
+/// The exit code of a client that a signal has ended.
+fn by_signal(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
 /// Parses the arguments, does what they say, and reports the exit code.
 pub fn main() -> ExitCode {
+    CompleteEnv::with_factory(Cli::command).var(complete::VARIABLE).complete();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -71,15 +96,15 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match &cli.command {
-        Command::Completions { shell } => completions(*shell),
-        Command::Man { directory } => man(directory),
+        Command::Completions { shell } => complete::script(*shell),
+        Command::Man { directory } => man::write(directory),
         Command::Hook { hook } => hook::run(*hook),
         _ => run_async(&cli),
     };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            eprintln!("holdfast: {}", chain(&e));
+            say::tell_error(&chain(&e), None);
             ExitCode::from(e.exit_code())
         }
     }
@@ -90,58 +115,59 @@ fn run_async(cli: &Cli) -> Outcome {
         .enable_all()
         .build()
         .map_err(CliError::io("start the event loop"))?;
-    let result = runtime.block_on(dispatch(cli));
+    let result = runtime.block_on(async {
+        let connection = Connection::new(cli.socket());
+        match dispatch(cli, connection.clone()).await {
+            Ok(code) => Ok(code),
+            Err(e) => {
+                let (verb, container) = advice::subject(&cli.command);
+                let next = advice::next_step(&connection, verb, container, &e).await;
+                say::tell_error(&chain(&e), next.as_deref());
+                Ok(e.exit_code())
+            }
+        }
+    });
     // A thread that reads a terminal cannot be stopped; it ends with the process.
     runtime.shutdown_background();
     result
 }
 
-async fn dispatch(cli: &Cli) -> Outcome {
-    let connection = Connection::new(cli.socket());
+async fn dispatch(cli: &Cli, connection: Connection) -> Outcome {
     match &cli.command {
-        Command::Run(args) => run::run(connection, args).await,
-        Command::Start { containers } => manage::start(connection, containers).await,
-        Command::Attach { container, no_stdin } => run::attach(connection, container, *no_stdin).await,
-        Command::Exec(args) => exec::run(connection, args).await,
+        Command::Run(args) => run::run(connection, args, cli.json).await,
+        Command::Create(args) => run::create(connection, args, cli.json).await,
+        Command::Start(args) if args.attach => run::start_attached(connection, args).await,
+        Command::Start(args) => manage::start(connection, &args.several, cli.json).await,
+        Command::Attach(args) => run::attach(connection, args).await,
+        Command::Exec(args) => exec::run(connection, args, cli.json).await,
         Command::Ps(args) => manage::ps(connection, args, cli.json).await,
         Command::Inspect { containers } => manage::inspect(connection, containers).await,
         Command::Logs(args) => logs::run(connection, args, cli.json).await,
-        Command::Stop { containers, time } => manage::stop(connection, containers, *time).await,
-        Command::Kill { containers, signal } => manage::kill(connection, containers, signal).await,
-        Command::Rm { containers, force } => manage::remove(connection, containers, *force).await,
-        Command::Wait { containers } => manage::wait(connection, containers, cli.json).await,
+        Command::ReopenLogs(several) => manage::reopen_logs(connection, several, cli.json).await,
+        Command::Stop(args) if args.shutdown => shutdown::run(connection, cli.json).await,
+        Command::Stop(args) => {
+            let report = Report::new("stop", cli.json, args.quiet);
+            match args.all {
+                true => manage::stop_all(connection, args.time, report).await,
+                false => manage::stop(connection, &args.containers, args.time, report).await,
+            }
+        }
+        Command::Restart { several, time } => manage::restart(connection, several, *time, cli.json).await,
+        Command::Reload => reload::run(connection, cli.json).await,
+        Command::Kill { several, signal } => manage::kill(connection, several, signal, cli.json).await,
+        Command::Pause(several) => manage::pause(connection, several, cli.json).await,
+        Command::Unpause(several) => manage::unpause(connection, several, cli.json).await,
+        Command::Rm { several, force } => manage::remove(connection, several, *force, cli.json).await,
+        Command::Wait { containers, exec } => manage::wait(connection, containers, exec.as_deref(), cli.json).await,
         Command::Events { since } => manage::events(connection, since.as_deref(), cli.json).await,
-        Command::Update(args) => manage::update(connection, args).await,
+        Command::Update(args) => manage::update(connection, args, cli.json).await,
         Command::Version => manage::version(connection, cli.json).await,
         Command::Info => manage::info(connection, cli.json).await,
-        Command::Doctor => manage::doctor(connection, cli.json).await,
+        Command::Doctor => doctor::run(connection, cli.json).await,
+        Command::Top { container } => top::run(connection, container, cli.json).await,
+        Command::Stats(args) => stats::run(connection, args, cli.json).await,
+        Command::Metrics => metrics::metrics(connection).await,
         Command::Completions { .. } | Command::Man { .. } | Command::Hook { .. } => Ok(0), // done before
-    }
-}
-
-fn completions(shell: clap_complete::Shell) -> Outcome {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut text);
-    std::io::stdout().write_all(&text).map_err(CliError::io("print the completions"))?;
-    Ok(0)
-}
-
-fn man(directory: &std::path::Path) -> Outcome {
-    let failed = || CliError::io(format!("write man pages into {}", directory.display()));
-    std::fs::create_dir_all(directory).map_err(failed())?;
-    clap_mangen::generate_to(Cli::command(), directory).map_err(failed())?;
-    let daemon = clap_mangen::Man::new(crate::config::Flags::command()).section("8");
-    let mut page = Vec::new();
-    daemon.render(&mut page).map_err(failed())?;
-    std::fs::write(directory.join("holdfastd.8"), page).map_err(failed())?;
-    Ok(0)
-}
-
-/// Prints to standard output; a reader that has left (`| head`) is no error.
-pub(crate) fn print(text: &str) -> Result<(), CliError> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::io("print")(e)),
-        _ => Ok(()),
     }
 }
 

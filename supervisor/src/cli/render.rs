@@ -1,24 +1,26 @@
-//! Answers as text: tables for people, JSON for programs. Pure; the time is an argument.
+//! Answers as text: tables for people, JSON for programs (what is in it: [`super::schema`]). Pure; the time is an argument.
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use holdfast_proto::supervisor as pb;
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use super::say::{self, BAD, GOOD, HEAD, ODD};
+use super::schema::Info;
 use crate::names::short;
 
 /// Longest command that a table shows whole.
 const COMMAND_WIDTH: usize = 32;
 
-fn plain_table(header: &[&str]) -> Table {
+pub(super) fn plain_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     table
 }
 
 /// Lines without the blanks that a table leaves at both ends of each.
-fn lines(table: &Table) -> String {
+pub(super) fn lines(table: &Table) -> String {
     table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n").collect()
 }
 
@@ -63,8 +65,8 @@ fn status(c: &pb::Container, now_unix_ns: i64) -> String {
             let up = format!("up {}", since(c.started_at_unix_ns));
             if c.status == "running" { up } else { format!("{up} ({})", c.status) }
         }
-        "foreign" if c.pid != 0 => format!("up {}", since(c.started_at_unix_ns)),
-        "foreign" => format!("exited ({})", c.exit_status),
+        // Its shim died, and nobody knows when it ended.
+        "exited" if c.exited_at_unix_ns == 0 => format!("exited ({})", c.exit_status),
         "exited" => format!("exited ({}) {} ago", c.exit_status, since(c.exited_at_unix_ns)),
         "restarting" => format!("restarting (last {})", c.exit_status),
         other => other.to_owned(),
@@ -88,8 +90,22 @@ fn command(c: &pb::Container, truncate: bool) -> String {
     }
 }
 
-/// The table of `ps`.
-pub(super) fn table(list: &[pb::Container], now_unix_ns: i64, truncate: bool, managers: bool) -> String {
+/// What a table of containers shows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Columns {
+    /// Ids and commands are shortened.
+    pub(super) truncate: bool,
+    /// Whose they are.
+    pub(super) managers: bool,
+}
+
+/// The table of `ps`. With a `width` it is made to fit by breaking cells into lines, and coloured.
+pub(super) fn table(
+    list: &[pb::Container],
+    now_unix_ns: i64,
+    Columns { truncate, managers }: Columns,
+    width: Option<u16>,
+) -> String {
     let mut header = vec!["CONTAINER ID", "NAME", "COMMAND", "CREATED", "STATUS", "PID"];
     if managers {
         header.extend(["NAMESPACE", "MANAGER"]);
@@ -108,64 +124,67 @@ pub(super) fn table(list: &[pb::Container], now_unix_ns: i64, truncate: bool, ma
         }
         table.add_row(row);
     }
-    lines(&table)
+    let Some(width) = width else { return lines(&table) };
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    // What is copied to another command line stays in one piece.
+    for whole in [ID_COLUMN, PID_COLUMN] {
+        if let Some(column) = table.column_mut(whole) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    coloured(&lines(&table), list)
 }
 
-/// A value over several lines.
-pub(super) fn json(value: &Value) -> String {
-    format!("{value:#}\n")
+/// The places of two columns of [`table`].
+const ID_COLUMN: usize = 0;
+const PID_COLUMN: usize = 5;
+
+/// A table with its head and the first words of states in colours; the table is laid out before, so that nothing moves.
+fn coloured(table: &str, list: &[pb::Container]) -> String {
+    let (head, rows) = table.split_once('\n').unwrap_or((table, ""));
+    let mut text = say::styled(HEAD, head) + "\n";
+    let mut list = list.iter().peekable();
+    for line in rows.lines() {
+        // A row may have several lines; its first one begins with the id.
+        let container = list.next_if(|c| !line.is_empty() && line.starts_with(short(&c.id)));
+        let word = container.and_then(|c| Some((line.rfind(word(c))?, word(c), style(c)?)));
+        match word {
+            Some((at, word, style)) => {
+                text += &format!("{}{}{}\n", &line[..at], say::styled(style, word), &line[at + word.len()..]);
+            }
+            None => text += &format!("{line}\n"),
+        }
+    }
+    text
 }
 
-/// A value on one line, for streams of them.
-pub(super) fn json_line(value: &Value) -> String {
-    format!("{value}\n")
+/// The first word of what [`status`] says.
+fn word(c: &pb::Container) -> &str {
+    match c.status.as_str() {
+        "running" | "paused" | "stopping" if c.pid != 0 => "up",
+        other => other.split(' ').next().unwrap_or_default(),
+    }
 }
 
-/// One container.
-pub(super) fn container(c: &pb::Container) -> Value {
-    json!({
-        "namespace": c.namespace,
-        "id": c.id,
-        "name": c.name,
-        "manager": c.manager,
-        "command": c.command,
-        "status": c.status,
-        "pid": c.pid,
-        "shim_pid": c.shim_pid,
-        "created_at": timestamp(c.created_at_unix_ns),
-        "started_at": timestamp(c.started_at_unix_ns),
-        "exited_at": timestamp(c.exited_at_unix_ns),
-        "exit_status": (c.exited_at_unix_ns != 0).then_some(c.exit_status),
-        "reason": c.reason,
-        "restart": c.restart,
-        "restarts": c.restarts,
-        "labels": c.labels.iter().collect::<std::collections::BTreeMap<_, _>>(),
-    })
+fn style(c: &pb::Container) -> Option<anstyle::Style> {
+    match c.status.as_str() {
+        "unreadable" | "incompatible" | "unresponsive" => Some(BAD),
+        "paused" | "restarting" | "stopping" => Some(ODD),
+        "exited" if c.exit_status != 0 => Some(ODD),
+        "running" if c.reason.is_empty() => Some(GOOD),
+        "running" => Some(ODD),
+        _ => None,
+    }
 }
 
-/// All about one container.
-pub(super) fn inspection(i: &pb::InspectResponse) -> Value {
-    let mut value = container(i.container.get_or_default());
-    value["log_path"] = json!(i.log_path);
-    value["stdin"] = json!(i.stdin);
-    value["terminal"] = json!(i.terminal);
-    value["bundle"] = json!(i.bundle);
-    value["shim_address"] = json!(i.shim_address);
-    value["stop_signal"] = json!(i.stop_signal);
-    value["stop_timeout"] = json!(i.stop_timeout);
-    value["remove"] = json!(i.remove);
-    value["spec"] = serde_json::from_str(&i.spec_json).unwrap_or(Value::Null);
-    value
+/// Anything over several lines.
+pub(super) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("what we print has text for keys") + "\n"
 }
 
-/// How something ended.
-pub(super) fn ended(w: &pb::WaitResponse) -> Value {
-    json!({
-        "id": w.id,
-        "exit_status": w.exit_status,
-        "exited_at": timestamp(w.exited_at_unix_ns),
-        "reason": w.reason,
-    })
+/// Anything on one line, for streams of them.
+pub(super) fn json_line(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("what we print has text for keys") + "\n"
 }
 
 /// One event, for people.
@@ -186,28 +205,17 @@ pub(super) fn event(e: &pb::Event) -> String {
     text + "\n"
 }
 
-/// One event.
-pub(super) fn event_json(e: &pb::Event) -> Value {
-    json!({
-        "time": timestamp(e.time_unix_ns),
-        "namespace": e.namespace,
-        "id": e.id,
-        "kind": e.kind,
-        "exec_id": e.exec_id,
-        "pid": e.pid,
-        "exit_status": e.exit_status,
-        "detail": e.detail,
-    })
-}
-
 /// The report of a restore, for people.
 pub(super) fn report(r: &pb::RestoreReport) -> String {
-    let mut text = format!(
-        "restore at {} took {:.1} ms, {} found\n",
-        timestamp(r.at_unix_ns),
-        Duration::from_nanos(r.took_ns).as_secs_f64() * 1000.0,
-        r.containers.len()
-    );
+    let mut text = match r.at_unix_ns {
+        0 => format!("restore is under way, {} found so far\n", r.containers.len()),
+        at => format!(
+            "restore at {} took {:.1} ms, {} found\n",
+            timestamp(at),
+            Duration::from_nanos(r.took_ns).as_secs_f64() * 1000.0,
+            r.containers.len()
+        ),
+    };
     if !r.containers.is_empty() {
         let mut table = plain_table(&["CLASS", "CONTAINER ID", "NAME", "PID", "DETAIL"]);
         for c in &r.containers {
@@ -219,54 +227,37 @@ pub(super) fn report(r: &pb::RestoreReport) -> String {
     text
 }
 
-/// The report of a restore.
-pub(super) fn report_json(r: &pb::RestoreReport) -> Value {
-    let one = |c: &pb::Restored| {
-        json!({
-            "namespace": c.namespace, "id": c.id, "name": c.name, "class": c.class, "detail": c.detail, "pid": c.pid,
-        })
-    };
-    json!({
-        "at": timestamp(r.at_unix_ns),
-        "took_ns": r.took_ns,
-        "containers": r.containers.iter().map(one).collect::<Vec<_>>(),
-    })
-}
-
 /// How the supervisor is set up, for people.
-pub(super) fn info(i: &pb::InfoResponse, now_unix_ns: i64) -> String {
+pub(super) fn info(i: &Info<'_>, now_unix_ns: i64, started_at_unix_ns: i64, restore: &pb::RestoreReport) -> String {
     let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
+    let states: Vec<String> = i.states.iter().map(|(state, number)| format!("{number} {state}")).collect();
+    let runtimes: Vec<String> = i.runtimes.iter().map(|tool| format!("{} {}", tool.name, tool.version)).collect();
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     for (key, value) in [
-        ("holdfastd", format!("{} (pid {}, up {})", i.version, i.pid, span(now_unix_ns - i.started_at_unix_ns))),
-        ("containers", format!("{} running, {} in all", i.running, i.total)),
-        ("run directory", i.run_dir.clone()),
-        ("state directory", i.state_dir.clone()),
-        ("socket", i.socket.clone()),
-        ("shim", or(&i.shim, "not found")),
-        ("OCI runtime", or(&i.runtime, "the shim's choice")),
+        ("holdfast", i.client_version.to_owned()),
+        ("holdfastd", format!("{} (pid {}, up {})", i.version, i.pid, span(now_unix_ns - started_at_unix_ns))),
+        ("containers", format!("{} running, {} in all{}", i.running, i.total, brackets(&states.join(", ")))),
+        ("run directory", i.run_dir.to_owned()),
+        ("state directory", i.state_dir.to_owned()),
+        ("socket", i.socket.to_owned()),
+        ("event socket", i.event_socket.to_owned()),
+        ("metrics", or(i.metrics_listen, "not served")),
+        ("live-restore", if i.live_restore { "on" } else { "off" }.to_owned()),
+        ("log driver", i.log_driver.to_owned()),
+        ("shim", or(i.shim, "not found")),
+        ("OCI runtime", or(i.runtime, "the shim's choice")),
+        ("OCI runtimes found", or(&runtimes.join(", "), "none")),
+        ("kernel", i.kernel.to_owned()),
+        ("control groups", i.cgroup.to_owned()),
     ] {
         table.add_row([key, &value]);
     }
-    format!("{}\n{}", lines(&table), report(i.restore.get_or_default()))
+    format!("{}\n{}", lines(&table), report(restore))
 }
 
-/// How the supervisor is set up.
-pub(super) fn info_json(i: &pb::InfoResponse) -> Value {
-    json!({
-        "version": i.version,
-        "pid": i.pid,
-        "started_at": timestamp(i.started_at_unix_ns),
-        "run_dir": i.run_dir,
-        "state_dir": i.state_dir,
-        "socket": i.socket,
-        "shim": i.shim,
-        "runtime": i.runtime,
-        "running": i.running,
-        "total": i.total,
-        "restore": report_json(i.restore.get_or_default()),
-    })
+fn brackets(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
 }
 
 #[cfg(test)]
@@ -275,6 +266,7 @@ mod tests {
     use super::*;
 
     const SECOND: i64 = 1_000_000_000;
+    const SHORT: Columns = Columns { truncate: true, managers: false };
 
     fn one(status: &str) -> pb::Container {
         pb::Container {
@@ -293,7 +285,7 @@ mod tests {
 
     #[test]
     fn the_table_is_aligned_and_short() {
-        let text = table(&[one("running"), one("exited")], 91 * SECOND, true, false);
+        let text = table(&[one("running"), one("exited")], 91 * SECOND, SHORT, None);
         let expected = "\
 CONTAINER ID  NAME  COMMAND       CREATED    STATUS                PID
 0123456789ab  web   /counter run  1m30s ago  up 1m30s              42
@@ -305,9 +297,32 @@ CONTAINER ID  NAME  COMMAND       CREATED    STATUS                PID
     }
 
     #[test]
+    fn a_table_fits_the_terminal_and_loses_nothing() {
+        let odd = pb::Container { reason: "killed for want of memory".into(), ..one("exited") };
+        let list = [one("running"), odd];
+        let text = anstream::adapter::strip_str(&table(&list, 91 * SECOND, SHORT, Some(70))).to_string();
+        assert!(text.lines().all(|line| line.chars().count() <= 70), "{text}");
+        assert!(text.matches("0123456789ab").count() == 2 && text.contains("42"), "{text}");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        for word in ["/counter", "killed", "for", "want", "of", "memory"] {
+            assert!(words.contains(&word), "{word}: {text}");
+        }
+        let piped = table(&list, 91 * SECOND, SHORT, None);
+        assert!(piped.contains("exited (143) 1m00s ago: killed for want of memory"), "{piped}");
+    }
+
+    #[test]
+    fn states_are_coloured_and_nothing_moves() {
+        let list = [one("running"), one("exited")];
+        let (plain, coloured) = (table(&list, 91 * SECOND, SHORT, None), table(&list, 91 * SECOND, SHORT, Some(200)));
+        assert_eq!(anstream::adapter::strip_str(&coloured).to_string(), plain);
+        assert!(coloured.contains(&say::styled(GOOD, "up")) && coloured.contains(&say::styled(ODD, "exited")));
+    }
+
+    #[test]
     fn what_is_wrong_is_said_in_the_status() {
         let broken = pb::Container { status: "unreadable".into(), reason: "no JSON".into(), ..one("running") };
-        assert!(table(&[broken], 0, true, false).contains("unreadable: no JSON"));
+        assert!(table(&[broken], 0, SHORT, None).contains("unreadable: no JSON"));
     }
 
     #[test]
@@ -332,12 +347,6 @@ CONTAINER ID  NAME  COMMAND       CREATED    STATUS                PID
         assert!(parse_time("yesterday", 0).unwrap_err().contains("yesterday"));
         assert_eq!(timestamp(5 * SECOND), "1970-01-01T00:00:05.000000000Z");
         assert_eq!(timestamp(0), "");
-    }
-
-    #[test]
-    fn json_has_no_status_for_what_runs() {
-        assert_eq!(container(&one("running"))["exit_status"], Value::Null);
-        assert_eq!(container(&one("exited"))["exit_status"], 143);
     }
 
     #[test]

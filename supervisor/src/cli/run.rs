@@ -1,49 +1,69 @@
-//! `run` and `attach`: a container in the foreground.
+//! `run`, `create`, `start --attach` and `attach`: a container in the foreground.
 //!
 //! Create, attach to its output, start, wait. The streams are between us and the shim; only signals, sizes and the wait
 //! go through the supervisor.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use holdfast_proto::supervisor as pb;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::args::{LimitArgs, RunArgs};
+use super::args::{AttachArgs, CreateArgs, LimitArgs, LogDriverArgs, RunArgs, StartArgs};
 use super::connection::Connection;
-use super::streams::{self, Fifos, InputEnd, Output};
+use super::detach_keys::DetachKeys;
+use super::environment::environment;
+use super::schema::Made;
+use super::signals::{Policy, Signals};
+use super::streams::{self, Copying, Fifos, InputEnd, Output};
 use super::terminal::{self, RawMode};
-use super::{CliError, Outcome, print};
+use super::{CliError, Outcome, advice, print, render, say};
+use crate::names::short;
 
-/// How long output may still come after the end of the container was told.
+/// How long output may be silent after the end of the container was told, before its end is not waited for any more.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
-pub(super) async fn run(connection: Connection, args: &RunArgs) -> Outcome {
-    let made = connection.create(&create_request(args)?).await?;
+pub(super) async fn run(connection: Connection, args: &RunArgs, json: bool) -> Outcome {
+    terminal::check_input(args.create.tty && !args.detach, args.create.interactive)?;
+    let made = connection.create(&create_request(&args.create)?).await?;
     if args.detach {
-        start(&connection, &made.id, args.rm).await?;
-        print(&format!("{}\n", made.id))?;
-        return Ok(0);
+        start(&connection, &made, args.create.rm).await?;
+        return tell_made(&made, json);
     }
-    let attached = match Attached::new(&connection, &made.id, args.interactive).await {
+    let view =
+        View { stdin: args.create.interactive, keys: &args.leave.detach_keys, sig_proxy: args.signals.sig_proxy };
+    let attached = match Attached::to(&connection, &made.id, &view).await {
         Ok(attached) => attached,
         Err(e) => {
             discard(&connection, &made.id, true).await;
             return Err(e);
         }
     };
-    start(&connection, &made.id, args.rm).await?;
+    start(&connection, &made, args.create.rm).await?;
     attached.see_through().await
 }
 
+pub(super) async fn create(connection: Connection, args: &CreateArgs, json: bool) -> Outcome {
+    tell_made(&connection.create(&create_request(args)?).await?, json)
+}
+
+fn tell_made(made: &pb::CreateResponse, json: bool) -> Outcome {
+    print(&if json { render::json_line(&Made::new(made)) } else { format!("{}\n", made.id) })?;
+    Ok(0)
+}
+
 /// Starts it; one that was to be removed at its end is removed if it has no beginning.
-async fn start(connection: &Connection, id: &str, remove: bool) -> Result<(), CliError> {
-    let request = pb::StartRequest { ref_: id.to_owned(), ..Default::default() };
+async fn start(connection: &Connection, made: &pb::CreateResponse, remove: bool) -> Result<(), CliError> {
+    let request = pb::StartRequest { ref_: made.id.clone(), ..Default::default() };
     match connection.start(&request).await {
         Ok(_) => Ok(()),
-        Err(e) => {
-            discard(connection, id, remove).await;
+        Err(mut e) => {
+            discard(connection, &made.id, remove).await;
+            if let CliError::Refused { next, .. } = &mut e {
+                *next = (!remove).then(|| advice::after_failed_start(&made.name));
+            }
             Err(e)
         }
     }
@@ -56,17 +76,40 @@ async fn discard(connection: &Connection, id: &str, remove: bool) {
     }
 }
 
-pub(super) async fn attach(connection: Connection, container: &str, no_stdin: bool) -> Outcome {
-    Attached::new(&connection, container, !no_stdin).await?.see_through().await
+pub(super) async fn attach(connection: Connection, args: &AttachArgs) -> Outcome {
+    let view = View { stdin: !args.no_stdin, keys: &args.leave.detach_keys, sig_proxy: args.signals.sig_proxy };
+    Attached::to(&connection, &args.container, &view).await?.see_through().await
 }
 
-fn create_request(args: &RunArgs) -> Result<pb::CreateRequest, CliError> {
+/// Starts one container and shows it from its first byte; one that runs already is shown from now on.
+pub(super) async fn start_attached(connection: Connection, args: &StartArgs) -> Outcome {
+    let [container] = args.several.containers.as_slice() else {
+        let count = args.several.containers.len();
+        return Err(CliError::Usage(format!("--attach shows one container, and {count} were named")));
+    };
+    let view = View { stdin: args.interactive, keys: &args.leave.detach_keys, sig_proxy: args.signals.sig_proxy };
+    let (attached, to) = Attached::prepare(&connection, container, &view).await?;
+    if attached.runs {
+        connection.attach(&to).await?;
+    } else {
+        let (columns, rows) = terminal::size().filter(|_| attached.tty).unwrap_or_default();
+        let pb::AttachRequest { ref_, stdout, stderr, .. } = to;
+        let request = pb::StartRequest { ref_, stdout, stderr, columns, rows, ..Default::default() };
+        connection.start(&request).await?;
+    }
+    attached.see_through().await
+}
+
+fn create_request(args: &CreateArgs) -> Result<pb::CreateRequest, CliError> {
+    if args.rootfs.is_some() && args.command.is_empty() {
+        return Err(CliError::Usage("there is no command to run: give it at the end, as in `-- /bin/sh`".to_owned()));
+    }
     Ok(pb::CreateRequest {
         name: args.name.clone().unwrap_or_default(),
         bundle: args.bundle.as_deref().map(absolute).transpose()?.unwrap_or_default(),
         rootfs: args.rootfs.as_deref().map(absolute).transpose()?.unwrap_or_default(),
         command: args.command.clone(),
-        env: environment(&args.env),
+        env: environment(&args.env)?,
         cwd: args.workdir.clone().unwrap_or_default(),
         user: args.user.clone().unwrap_or_default(),
         volumes: args.volume.iter().map(|v| volume(v)).collect::<Result<_, _>>()?,
@@ -80,6 +123,8 @@ fn create_request(args: &RunArgs) -> Result<pb::CreateRequest, CliError> {
         stop_signal: args.stop_signal.clone(),
         stop_timeout: args.stop_timeout,
         labels: args.label.iter().map(|l| label(l)).collect::<Result<_, _>>()?,
+        log_driver: args.log.log_driver.clone().unwrap_or_default(),
+        log_options: log_options(&args.log)?,
         ..Default::default()
     })
 }
@@ -105,20 +150,23 @@ fn label(label: &str) -> Result<(String, String), CliError> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// `NAME` alone takes our own value, and is left out if we have none.
-pub(super) fn environment(given: &[String]) -> Vec<String> {
-    let value = |pair: &String| match pair.contains('=') {
-        true => Some(pair.clone()),
-        false => std::env::var(pair).ok().map(|value| format!("{pair}={value}")),
-    };
-    given.iter().filter_map(value).collect()
+/// Options of the log as they are sent.
+pub(super) fn log_options(args: &LogDriverArgs) -> Result<HashMap<String, String>, CliError> {
+    args.log_opt.iter().map(|option| log_option(option)).collect()
+}
+
+fn log_option(option: &str) -> Result<(String, String), CliError> {
+    let (key, value) = option
+        .split_once('=')
+        .ok_or_else(|| CliError::Usage(format!("{option:?} is not a log option (KEY=VALUE, as max-size=10m)")))?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Limits as they are sent.
 pub(super) fn limits(args: &LimitArgs) -> Result<pb::Limits, CliError> {
     let memory = match &args.memory {
         None => 0,
-        Some(text) => crate::config::size(text)
+        Some(text) => holdfast_proto::size::parse(text)
             .and_then(|n| i64::try_from(n).ok())
             .ok_or_else(|| CliError::Usage(format!("{text:?} is not a size (as 64m or 1g)")))?,
     };
@@ -142,61 +190,113 @@ fn milli_cpus(text: &str) -> Option<i64> {
     whole.checked_mul(1000)?.checked_add(fraction).filter(|milli| *milli > 0)
 }
 
+/// How a container is to be shown.
+struct View<'a> {
+    /// Whether our standard input is passed on, if the container has one.
+    stdin: bool,
+    keys: &'a DetachKeys,
+    sig_proxy: bool,
+}
+
 /// A container whose streams are ours.
 struct Attached {
     connection: Connection,
     id: String,
+    /// It ran when it was looked at.
+    runs: bool,
     tty: bool,
     stdin: String,
     stdout: Output,
     stderr: Option<Output>,
+    keys: DetachKeys,
+    signals: Signals,
+    raw: Option<RawMode>,
     _fifos: Fifos,
 }
 
 impl Attached {
-    async fn new(connection: &Connection, container: &str, stdin: bool) -> Result<Self, CliError> {
+    /// Attaches to a container that is made, or runs.
+    async fn to(connection: &Connection, container: &str, view: &View<'_>) -> Result<Self, CliError> {
+        let (attached, request) = Self::prepare(connection, container, view).await?;
+        connection.attach(&request).await?;
+        if attached.tty
+            && let Some((columns, rows)) = terminal::size()
+        {
+            // Before it is started: what it prints first is for a window of this size already.
+            let request = pb::ResizeRequest { ref_: attached.id.clone(), columns, rows, ..Default::default() };
+            connection.resize(&request).await;
+        }
+        Ok(attached)
+    }
+
+    /// All that is ours: FIFOs, the terminal, signals. And what is still to be asked for.
+    async fn prepare(
+        connection: &Connection,
+        container: &str,
+        view: &View<'_>,
+    ) -> Result<(Self, pb::AttachRequest), CliError> {
+        let inspected = inspect(connection, container).await?;
+        let (id, tty) = (inspected.container.get_or_default().id.clone(), inspected.terminal);
+        let stdin = if view.stdin { inspected.stdin.clone() } else { String::new() };
+        terminal::check_input(tty, !stdin.is_empty())?;
         let info = connection.info(&pb::InfoRequest::new()).await?;
         let fifos = Fifos::new(Path::new(&info.run_dir))?;
-        let tty = inspect(connection, container).await?.terminal;
         let (stdout_path, stdout) = fifos.make_for_reading("stdout")?;
         // With a terminal there is one stream only.
         let (stderr_path, stderr) = match tty {
             true => (String::new(), None),
             false => fifos.make_for_reading("stderr").map(|(path, output)| (path, Some(output)))?,
         };
+        // Without our input a raw terminal would only keep ctrl-c from being a signal.
+        let raw = if tty && !stdin.is_empty() { RawMode::enter() } else { None };
+        let policy = if view.sig_proxy && raw.is_none() { Policy::Forward } else { Policy::Leave };
         let request = pb::AttachRequest {
             ref_: container.to_owned(),
             stdout: stdout_path,
             stderr: stderr_path,
             ..Default::default()
         };
-        let answer = connection.attach(&request).await?;
-        let stdin = if stdin { answer.stdin } else { String::new() };
-        let (connection, id) = (connection.clone(), answer.id);
-        Ok(Self { connection, id, tty, stdin, stdout, stderr, _fifos: fifos })
+        let attached = Self {
+            connection: connection.clone(),
+            runs: inspected.container.get_or_default().pid != 0,
+            id,
+            tty,
+            stdin,
+            stdout,
+            stderr,
+            keys: view.keys.clone(),
+            signals: Signals::catch(policy, tty),
+            raw,
+            _fifos: fifos,
+        };
+        Ok((attached, request))
     }
 
     /// Passes bytes, signals and sizes on until the container ends, or the person leaves.
-    async fn see_through(self) -> Outcome {
-        let raw = if self.tty { RawMode::enter() } else { None };
+    async fn see_through(mut self) -> Outcome {
         let mut outputs = vec![self.stdout.copy_to(std::io::stdout())];
         outputs.extend(self.stderr.map(|e| e.copy_to(std::io::stderr())));
         let input = match self.stdin.as_str() {
             "" => None,
-            path => Some(streams::copy_stdin(path, raw.is_some())?),
+            path => streams::copy_stdin(path, self.raw.as_ref().map(|_| &self.keys))?,
         };
         let request = pb::WaitRequest { ref_: self.id.clone(), ..Default::default() };
+        let called = short(&self.id);
         let ended = tokio::select! {
             ended = self.connection.wait(&request) => ended?,
             () = left(input, &self.connection, &self.id, "") => {
-                drop(raw);
-                eprintln!("\nholdfast: detached; {} goes on", crate::names::short(&self.id));
+                drop(self.raw);
+                say::tell_leaving(&format!("detached; {called} goes on"));
                 return Ok(0);
             }
-            () = pass_signals(&self.connection, &self.id, "", self.tty) => unreachable!("signals do not end"),
+            signal = self.signals.pass_on(&self.connection, &self.id, "") => {
+                drop(self.raw);
+                say::tell_leaving(&format!("left by a signal; {called} goes on (`holdfast stop {called}` ends it)"));
+                return Ok(super::by_signal(signal));
+            }
         };
         drain(outputs).await;
-        drop(raw);
+        drop(self.raw);
         Ok(exit_code(&ended))
     }
 }
@@ -219,78 +319,22 @@ pub(super) async fn left(input: Option<oneshot::Receiver<InputEnd>>, connection:
     std::future::pending().await
 }
 
-/// Waits for the last output, but not for a process that somebody left behind with it.
-pub(super) async fn drain(outputs: Vec<oneshot::Receiver<()>>) {
-    let all = async {
-        for output in outputs {
-            let _ = output.await; // a thread that is gone has nothing more to copy
-        }
-    };
-    let _ = tokio::time::timeout(LAST_OUTPUT, all).await; // what is still open then belongs to somebody else
+/// Waits for the last output, however slowly our reader takes it, but not for a process that somebody left behind with it.
+pub(super) async fn drain(mut outputs: Vec<Copying>) {
+    let any_moves = |outputs: &mut [Copying]| outputs.iter_mut().fold(false, |any, output| output.moves() | any);
+    any_moves(&mut outputs);
+    // What is still open after a while in which nothing came belongs to somebody else.
+    while tokio::time::timeout(LAST_OUTPUT, join_all(outputs.iter_mut().map(Copying::ended))).await.is_err()
+        && any_moves(&mut outputs)
+    {}
 }
 
 /// The exit code that stands for how it ended; why, if the status alone does not say it.
 pub(super) fn exit_code(ended: &pb::WaitResponse) -> u8 {
     if !ended.reason.is_empty() {
-        eprintln!("holdfast: {}: {}", crate::names::short(&ended.id), ended.reason);
+        say::tell(&format!("{}: {}", short(&ended.id), ended.reason));
     }
     u8::try_from(ended.exit_status).unwrap_or(u8::MAX)
-}
-
-/// Passes signals on to a container, or a window's changes to its terminal; never returns. An exec (`exec_id`) gets only
-/// the sizes: there is no way to signal one process of many that would not surprise somebody.
-pub(super) async fn pass_signals(connection: &Connection, id: &str, exec_id: &str, tty: bool) {
-    let watch = |kind| signal(kind).ok();
-    let mut resized = if tty { watch(SignalKind::window_change()) } else { None };
-    let forwarded = !tty && exec_id.is_empty();
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-        SignalKind::quit(),
-        SignalKind::user_defined1(),
-        SignalKind::user_defined2(),
-    ];
-    let mut signals: Vec<(SignalKind, Signal)> = match forwarded {
-        true => kinds.into_iter().filter_map(|kind| Some((kind, watch(kind)?))).collect(),
-        false => Vec::new(),
-    };
-    if tty {
-        resize(connection, id, exec_id).await;
-    }
-    loop {
-        let next = std::future::poll_fn(|cx| {
-            for (kind, signal) in &mut signals {
-                if signal.poll_recv(cx).is_ready() {
-                    return std::task::Poll::Ready(Some(*kind));
-                }
-            }
-            if let Some(resized) = &mut resized
-                && resized.poll_recv(cx).is_ready()
-            {
-                return std::task::Poll::Ready(None);
-            }
-            std::task::Poll::Pending
-        });
-        match next.await {
-            Some(kind) => {
-                let signal = kind.as_raw_value().to_string();
-                let request = pb::KillRequest { ref_: id.to_owned(), signal, ..Default::default() };
-                if let Err(e) = connection.kill(&request).await {
-                    eprintln!("holdfast: {}", crate::chain(&e));
-                }
-            }
-            None => resize(connection, id, exec_id).await,
-        }
-    }
-}
-
-async fn resize(connection: &Connection, id: &str, exec_id: &str) {
-    if let Some((columns, rows)) = terminal::size() {
-        let (ref_, exec_id) = (id.to_owned(), exec_id.to_owned());
-        let request = pb::ResizeRequest { ref_, exec_id, columns, rows, ..Default::default() };
-        let _ = connection.resize(&request).await; // the next change tries again; the process may be gone
-    }
 }
 
 #[cfg(test)]

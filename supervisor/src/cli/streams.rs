@@ -6,6 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
@@ -13,9 +15,7 @@ use nix::unistd::mkfifo;
 use tokio::sync::oneshot;
 
 use super::CliError;
-
-/// ctrl-p ctrl-q, as typed in a raw terminal.
-const DETACH: [u8; 2] = [0x10, 0x11];
+use super::detach_keys::{DetachKeys, Watch};
 
 /// FIFOs of our own; deleted when dropped.
 pub(super) struct Fifos {
@@ -64,30 +64,68 @@ impl Drop for Fifos {
 pub(super) struct Output(File);
 
 impl Output {
-    /// Copies to `target` until the writer has closed. To be called once the writer has opened. The receiver fires at the
-    /// end.
-    pub(super) fn copy_to(self, mut target: impl Write + Send + 'static) -> oneshot::Receiver<()> {
+    /// Copies to `target` until the writer has closed. To be called once the writer has opened.
+    pub(super) fn copy_to(self, mut target: impl Write + Send + 'static) -> Copying {
         let (done, ended) = oneshot::channel();
+        let progress = Arc::new(Progress::default());
+        let told = Arc::clone(&progress);
         std::thread::spawn(move || {
             let mut source = self.0;
             if make_blocking(&source).is_ok() {
-                copy_out(&mut source, &mut target);
+                copy_out(&mut source, &mut target, &told);
             }
             let _ = done.send(()); // nobody may wait any more
         });
-        ended
+        Copying { ended: Some(ended), progress, seen: 0 }
     }
 }
 
-fn copy_out(source: &mut File, target: &mut impl Write) {
+/// A thread that copies output.
+pub(super) struct Copying {
+    ended: Option<oneshot::Receiver<()>>,
+    progress: Arc<Progress>,
+    seen: u64,
+}
+
+/// How far a thread that copies has got.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Reads that gave something.
+    reads: AtomicU64,
+    /// What it has read is not written yet: our reader takes its time.
+    writing: AtomicBool,
+}
+
+impl Copying {
+    /// Returns at the end. May be dropped, and called again.
+    pub(super) async fn ended(&mut self) {
+        if let Some(ended) = &mut self.ended {
+            let _ = ended.await; // a thread that is gone has nothing more to copy
+            self.ended = None;
+        }
+    }
+
+    /// Whether there was something to copy since this was asked last, or still is.
+    pub(super) fn moves(&mut self) -> bool {
+        let reads = self.progress.reads.load(Ordering::Acquire);
+        let moved = reads != std::mem::replace(&mut self.seen, reads);
+        moved || self.progress.writing.load(Ordering::Acquire)
+    }
+}
+
+fn copy_out(source: &mut File, target: &mut impl Write, progress: &Progress) {
     let mut buffer = vec![0u8; 64 << 10];
     let mut open = true;
     loop {
         match source.read(&mut buffer) {
             Ok(0) => return,
-            // When our reader has left, the process still must not be stopped by it: go on reading.
-            Ok(n) if open => open = target.write_all(&buffer[..n]).and_then(|()| target.flush()).is_ok(),
-            Ok(_) => {}
+            Ok(n) => {
+                progress.writing.store(true, Ordering::Release);
+                progress.reads.fetch_add(1, Ordering::AcqRel);
+                // When our reader has left, the process still must not be stopped by it: go on reading.
+                open = open && target.write_all(&buffer[..n]).and_then(|()| target.flush()).is_ok();
+                progress.writing.store(false, Ordering::Release);
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
         }
@@ -104,30 +142,44 @@ fn make_blocking(file: &File) -> nix::Result<()> {
 pub(super) enum InputEnd {
     /// There is no more of it.
     Eof,
-    /// The detach keys were typed.
+    /// The detach keys were typed, or the terminal is gone: the person is, the process goes on.
     Detached,
 }
 
-/// Copies our standard input into the FIFO at `path`. With `keys`, ctrl-p ctrl-q ends it.
-pub(super) fn copy_stdin(path: &str, keys: bool) -> Result<oneshot::Receiver<InputEnd>, CliError> {
-    // The shim holds the reading end, so that this does not block.
-    let mut target = fs::OpenOptions::new().write(true).open(path).map_err(CliError::io(format!("open {path}")))?;
+/// Copies our standard input into the FIFO at `path`, until its end or the given keys. `None`: the process has ended
+/// already and takes no more.
+pub(super) fn copy_stdin(
+    path: &str,
+    keys: Option<&DetachKeys>,
+) -> Result<Option<oneshot::Receiver<InputEnd>>, CliError> {
+    // The shim holds the reading end as long as there is somebody to read; without it this would wait for ever.
+    let opened = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    let mut target = match opened {
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENXIO) || e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(CliError::io(format!("open {path}")))?,
+    };
+    make_blocking(&target).map_err(|e| CliError::io(format!("set up {path}"))(e.into()))?;
     let (done, ended) = oneshot::channel();
+    let mut keys = keys.map(Watch::new);
     std::thread::spawn(move || {
-        let end = copy_in(&mut io::stdin().lock(), &mut target, keys);
+        let end = copy_in(&mut io::stdin().lock(), &mut target, keys.as_mut());
         let _ = done.send(end); // nobody may wait any more
     });
-    Ok(ended)
+    Ok(Some(ended))
 }
 
-fn copy_in(source: &mut impl Read, target: &mut impl Write, keys: bool) -> InputEnd {
+fn copy_in(source: &mut impl Read, target: &mut impl Write, mut keys: Option<&mut Watch>) -> InputEnd {
     let mut buffer = vec![0u8; 32 << 10];
-    let mut watch = DetachKeys::default();
+    // A raw terminal, which is where keys are looked for, has no end of input but its own.
+    let end = if keys.is_some() { InputEnd::Detached } else { InputEnd::Eof };
     loop {
         match source.read(&mut buffer) {
-            Ok(0) => return InputEnd::Eof,
-            Ok(n) if keys => {
-                let (bytes, detached) = watch.filter(&buffer[..n]);
+            Ok(0) => return end,
+            Ok(n) => {
+                let (bytes, detached) = match &mut keys {
+                    Some(keys) => keys.filter(&buffer[..n]),
+                    None => (buffer[..n].to_vec(), false),
+                };
                 if target.write_all(&bytes).is_err() {
                     return InputEnd::Eof;
                 }
@@ -135,61 +187,35 @@ fn copy_in(source: &mut impl Read, target: &mut impl Write, keys: bool) -> Input
                     return InputEnd::Detached;
                 }
             }
-            Ok(n) => {
-                if target.write_all(&buffer[..n]).is_err() {
-                    return InputEnd::Eof;
-                }
-            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return InputEnd::Eof,
+            Err(_) => return end,
         }
-    }
-}
-
-/// Looks for the detach keys. A first key that is not followed by the second is passed on late, with what follows.
-#[derive(Default)]
-struct DetachKeys {
-    pending: bool,
-}
-
-impl DetachKeys {
-    fn filter(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
-        let mut passed = Vec::with_capacity(bytes.len() + 1);
-        for &byte in bytes {
-            if self.pending {
-                self.pending = false;
-                if byte == DETACH[1] {
-                    return (passed, true);
-                }
-                passed.push(DETACH[0]);
-            }
-            if byte == DETACH[0] {
-                self.pending = true;
-            } else {
-                passed.push(byte);
-            }
-        }
-        (passed, false)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
-    fn the_detach_keys_are_found_across_reads_and_never_passed_on() {
-        let mut keys = DetachKeys::default();
-        assert_eq!(keys.filter(b"ab\x10"), (b"ab".to_vec(), false));
-        assert_eq!(keys.filter(b"\x11zz"), (vec![], true));
+    fn a_process_that_has_ended_already_is_not_waited_for() {
+        let directory = std::env::temp_dir().join(format!("holdfast-stdin-{}", std::process::id()));
+        fs::DirBuilder::new().create(&directory).unwrap();
+        let path = directory.join("stdin");
+        assert!(copy_stdin(path.to_str().unwrap(), None).unwrap().is_none(), "its FIFO is gone");
+        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        assert!(copy_stdin(path.to_str().unwrap(), None).unwrap().is_none(), "nobody holds its other end");
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]
-    fn a_first_key_alone_is_passed_on_with_what_follows() {
-        let mut keys = DetachKeys::default();
-        assert_eq!(keys.filter(b"\x10"), (vec![], false));
-        assert_eq!(keys.filter(b"x"), (b"\x10x".to_vec(), false));
-        assert_eq!(keys.filter(b"\x10\x10\x11"), (b"\x10".to_vec(), true));
+    fn the_end_of_a_terminal_is_not_the_end_of_what_is_typed() {
+        let (mut to_file, mut to_terminal) = (Vec::new(), Vec::new());
+        assert_eq!(copy_in(&mut &b"abc"[..], &mut to_file, None), InputEnd::Eof);
+        let mut keys = Watch::new(&DetachKeys::default());
+        assert_eq!(copy_in(&mut &b"abc"[..], &mut to_terminal, Some(&mut keys)), InputEnd::Detached);
+        assert_eq!((to_file, to_terminal), (b"abc".to_vec(), b"abc".to_vec()));
     }
 
     #[test]
@@ -207,7 +233,7 @@ mod tests {
         writer.write_all(&[7; 1000]).expect("room in the pipe");
         drop(writer);
         let mut file = File::from(std::os::fd::OwnedFd::from(reader));
-        copy_out(&mut file, &mut Gone);
+        copy_out(&mut file, &mut Gone, &Progress::default());
         assert_eq!(file.read(&mut [0; 8]).expect("readable"), 0, "all of it was read");
     }
 }

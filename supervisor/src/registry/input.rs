@@ -1,11 +1,13 @@
 //! All that can happen, all that can be asked, and all that can be done about it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::Snapshot;
+use super::{Due, Snapshot, Stopped};
 use crate::container::{Container, Outcome};
+use crate::endings::Ending;
 use crate::policy::RestartPolicy;
 use crate::report::RestoreReport;
 use crate::scan::{Findings, ShimTraces};
@@ -39,13 +41,19 @@ pub enum Input {
     /// The container's first process runs, or could not be started.
     Started { id: String, generation: u64, reply: Option<ReplyTo>, result: Result<u32, Refusal> },
     /// The shim says that the container has ended.
-    Exited { id: String, generation: u64, status: u32, at_unix_ns: i64 },
+    Exited { id: String, generation: u64, outcome: Outcome },
     /// The shim is dead; `init` is pid and start time of the container's first process if that still lives.
     ShimDied { id: String, generation: u64, init: Option<(u32, u64)> },
     /// Task deleted, shim and bundle gone; `outcome` as far as it was learned on the way.
     Retired { id: String, generation: u64, outcome: Option<Outcome> },
     /// A timer that an effect has set.
     Elapsed { id: String, generation: u64, timer: Timer },
+    /// The supervisor is told to end, perhaps again; without live-restore its containers end with it, within a time.
+    Terminate { live_restore: bool, within: Option<Duration> },
+    /// A moment of the end that [`Effect::Due`] has set.
+    Due(Due),
+    /// The first process of a container whose shim does not answer has ended.
+    ProcessEnded { id: String, generation: u64 },
     /// The container's files are deleted, or not quite.
     Forgotten { id: String, problem: Option<String> },
     /// The shim says that the container was frozen, or thawed.
@@ -61,17 +69,38 @@ pub enum Input {
 #[allow(missing_docs)]
 pub enum Ask {
     Create { container: Box<Container>, spec: String },
-    Start { container: String },
+    Start { container: String, onlooker: Option<Onlooker> },
+    Restart { container: String, timeout: Option<u32>, begun_unix_ns: i64 },
     Wait { container: String, exec_id: String },
     Stop { container: String, timeout: Option<u32> },
     Remove { container: String, force: bool },
     Exec { container: String, exec_id: String, spec: Box<ExecSpec> },
     Kill { container: String, signal: i32 },
     Call { container: String, call: Call },
-    Update { container: String, limits: Limits, restart: Option<RestartPolicy> },
+    Update { container: String, limits: Limits, restart: Option<RestartPolicy>, log: Option<LogChange> },
     List { all: bool },
     Inspect { container: String },
     Report,
+    StopAll { within: Option<Duration> },
+}
+
+impl Ask {
+    /// The container that is meant, as it was typed; `None` for a question about all, and for a new one.
+    pub(super) fn container(&self) -> Option<&str> {
+        match self {
+            Self::Create { .. } | Self::List { .. } | Self::Report | Self::StopAll { .. } => None,
+            Self::Start { container, .. }
+            | Self::Wait { container, .. }
+            | Self::Stop { container, .. }
+            | Self::Restart { container, .. }
+            | Self::Remove { container, .. }
+            | Self::Exec { container, .. }
+            | Self::Kill { container, .. }
+            | Self::Call { container, .. }
+            | Self::Update { container, .. }
+            | Self::Inspect { container } => Some(container),
+        }
+    }
 }
 
 /// A request that is passed on to the shim as it is, if the container runs.
@@ -83,6 +112,29 @@ pub enum Call {
     Resize { exec_id: String, columns: u32, rows: u32 },
     CloseStdin { exec_id: String },
     Update { limits: Limits },
+    ReopenLogs,
+    Pause,
+    Resume,
+}
+
+/// A client that sees a container from its first byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Onlooker {
+    /// Its FIFO for standard output, or for all of a terminal.
+    pub stdout: String,
+    /// Its FIFO for standard error; empty with a terminal.
+    pub stderr: String,
+    /// Columns and rows of its window, for a terminal.
+    pub window: Option<(u32, u32)>,
+}
+
+/// Another way to keep the log: as `LogPolicy::with` takes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogChange {
+    /// Empty: as it is.
+    pub driver: String,
+    /// By name.
+    pub options: HashMap<String, String>,
 }
 
 /// Limits to set; `None` leaves one as it is.
@@ -112,6 +164,8 @@ pub struct ExecSpec {
     pub cwd: String,
     pub user: String,
     pub terminal: bool,
+    /// Columns and rows that its terminal has from the start.
+    pub window: Option<(u32, u32)>,
     pub stdin: String,
     pub stdout: String,
     pub stderr: String,
@@ -122,12 +176,12 @@ pub struct ExecSpec {
 pub enum Timer {
     /// The stop signal was not enough.
     Stop,
+    /// Nor was SIGKILL, as the shim sends it.
+    KillShim,
     /// The pause before a restart is over.
     Restart,
     /// Time to ask an unresponsive shim again.
     ProbeAgain,
-    /// Nobody will ask for this exec's status any more.
-    ForgetExec(String),
 }
 
 /// What became of a shim that was there before this supervisor.
@@ -150,6 +204,8 @@ pub struct TaskView {
     pub state: RunState,
     /// When the first process was started, as the kernel says; 0 if unknown.
     pub started_at_unix_ns: i64,
+    /// Why it has ended as it has; empty when there is nothing to say.
+    pub reason: String,
 }
 
 /// Where a task is in its life.
@@ -180,11 +236,12 @@ pub enum Effect {
         reply: Option<ReplyTo>,
         container: Box<Container>,
     },
-    /// Start the container's first process.
+    /// Let somebody see the container, if anybody wants to, and start its first process.
     StartTask {
         id: String,
         generation: u64,
         reply: Option<ReplyTo>,
+        onlooker: Option<Onlooker>,
     },
     /// Connect if need be, and report the end of the container or of the shim.
     Watch {
@@ -197,8 +254,17 @@ pub enum Effect {
         generation: u64,
         exec_id: String,
     },
-    /// Report the end of a process that has no shim any more, as [`Input::ShimDied`].
+    /// Report the end of a process that has no shim any more: as [`Input::Exited`] if its status is known, else as
+    /// [`Input::ShimDied`].
     WatchPid {
+        id: String,
+        generation: u64,
+        pid: u32,
+        start_time: u64,
+    },
+    /// Report the end of the first process of a container whose shim does not answer, or of that shim, as
+    /// [`Input::ProcessEnded`].
+    WatchProcess {
         id: String,
         generation: u64,
         pid: u32,
@@ -223,7 +289,13 @@ pub enum Effect {
         signal: i32,
         reply: Option<ReplyTo>,
     },
-    /// Pass a request on to the shim.
+    /// Write limits down for the next start, and answer.
+    KeepLimits {
+        id: String,
+        limits: Limits,
+        reply: ReplyTo,
+    },
+    /// Pass a request on to the shim; limits that it has set hold for the next start, too.
     Call {
         id: String,
         call: Call,
@@ -236,10 +308,13 @@ pub enum Effect {
         spec: Box<ExecSpec>,
         reply: ReplyTo,
     },
+    /// Have the shim let go of an exec, once its client has taken the output.
     DeleteExec {
         id: String,
         exec_id: String,
     },
+    /// Write down how something ended that may be gone when somebody asks.
+    Remember(Ending),
     /// Delete all that is kept of a container.
     Forget {
         id: String,
@@ -256,8 +331,26 @@ pub enum Effect {
         answer: Result<Answer, Refusal>,
     },
     Publish(Note),
+    /// So many containers are being asked after.
+    Restoring {
+        containers: usize,
+    },
     /// Every container of the scan is classified.
     Restored,
+    /// The end has begun; it takes no longer than this. `leave`: also that of the supervisor.
+    Stopping {
+        within: Duration,
+        leave: bool,
+    },
+    /// Come back with [`Input::Due`].
+    Due {
+        after: Duration,
+        due: Due,
+    },
+    /// Say how a container was stopped by us.
+    Stopped(Stopped),
+    /// End.
+    Leave,
 }
 
 /// Something worth an event of the supervisor's own.
@@ -287,6 +380,7 @@ pub enum Answer {
     List(Vec<Snapshot>),
     Inspect(Box<Snapshot>),
     Report(Box<RestoreReport>),
+    Stopped(Vec<Stopped>),
 }
 
 /// How something ended.

@@ -7,7 +7,9 @@ use super::*;
 use crate::container::{Config, SCHEMA, State};
 use crate::policy::RestartPolicy;
 use crate::report::Class;
-use crate::scan::{Findings, Found, ShimTraces};
+use crate::scan::{Caution, ExecTrace, ExecTraceState, Findings, Found, ShimTraces};
+
+mod shutdown;
 
 const ID: &str = "0123456789abcdef";
 const SECOND: i64 = 1_000_000_000;
@@ -39,7 +41,14 @@ struct World {
 }
 
 impl World {
+    /// One that has restored nothing.
     fn new() -> Self {
+        let mut world = Self::before_the_scan();
+        world.give(Input::Found(Findings::default()));
+        world
+    }
+
+    fn before_the_scan() -> Self {
         Self { registry: Registry::default(), unix_ns: SECOND, boot_id: "boot" }
     }
 
@@ -74,7 +83,7 @@ impl World {
 
     fn running_with(container: Container) -> Self {
         let mut world = Self::created(container);
-        world.ask(2, Ask::Start { container: "web".into() });
+        world.ask(2, Ask::Start { container: "web".into(), onlooker: None });
         world.started();
         world
     }
@@ -90,7 +99,8 @@ impl World {
 
     fn exited(&mut self, status: u32) -> Vec<Effect> {
         let (generation, at_unix_ns) = (self.generation(), self.unix_ns);
-        self.give(Input::Exited { id: ID.into(), generation, status, at_unix_ns })
+        let outcome = Outcome { status, at_unix_ns, reason: String::new() };
+        self.give(Input::Exited { id: ID.into(), generation, outcome })
     }
 
     fn retired(&mut self) -> Vec<Effect> {
@@ -99,9 +109,13 @@ impl World {
     }
 
     fn found(container: Container, shim: Option<ShimTraces>) -> (Self, Vec<Effect>) {
-        let mut world = Self::new();
+        Self::found_as(Found { container, shim, left_over: false, caution: None })
+    }
+
+    fn found_as(found: Found) -> (Self, Vec<Effect>) {
+        let mut world = Self::before_the_scan();
         let mut findings = Findings::default();
-        findings.own.insert(ID.into(), Found { container, shim });
+        findings.own.insert(ID.into(), found);
         let effects = world.give(Input::Found(findings));
         (world, effects)
     }
@@ -111,9 +125,29 @@ impl World {
         self.give(Input::Probed { id: ID.into(), generation, probe })
     }
 
+    fn prepared(&mut self) -> Vec<Effect> {
+        let generation = self.generation();
+        self.give(Input::Prepared { id: ID.into(), generation, reply: None, result: Ok(shim()) })
+    }
+
+    fn elapsed(&mut self) -> Vec<Effect> {
+        let generation = self.generation();
+        self.give(Input::Elapsed { id: ID.into(), generation, timer: Timer::Restart })
+    }
+
+    fn state(&self) -> &State {
+        &self.registry.containers[ID].container.state
+    }
+
     fn class(&self) -> Class {
         self.registry.report().containers[0].class
     }
+}
+
+fn with(policy: RestartPolicy) -> Container {
+    let mut container = container();
+    container.config.restart = policy;
+    container
 }
 
 fn was_running() -> Container {
@@ -124,7 +158,7 @@ fn was_running() -> Container {
 }
 
 fn task(state: RunState) -> Probe {
-    Probe::Answers(shim(), Some(TaskView { pid: 9, state, started_at_unix_ns: 0 }))
+    Probe::Answers(shim(), Some(TaskView { pid: 9, state, started_at_unix_ns: 0, reason: String::new() }))
 }
 
 fn wait(world: &mut World, reply: ReplyTo) -> Vec<Effect> {
@@ -209,7 +243,7 @@ fn an_outcome_is_saved_before_anybody_is_told() {
 #[test]
 fn an_exit_before_the_answer_of_start_is_not_lost() {
     let mut world = World::created(container());
-    world.ask(2, Ask::Start { container: ID[..4].into() });
+    world.ask(2, Ask::Start { container: ID[..4].into(), onlooker: None });
     world.exited(3);
     let effects = world.started();
     assert_eq!(answer_to(&effects, 2), Some(&Ok(Answer::Started { pid: 9 })));
@@ -223,8 +257,9 @@ fn a_result_of_an_earlier_run_changes_nothing() {
     let earlier = world.generation();
     world.exited(0);
     world.retired();
-    world.ask(3, Ask::Start { container: "web".into() });
-    let effects = world.give(Input::Exited { id: ID.into(), generation: earlier, status: 9, at_unix_ns: 1 });
+    world.ask(3, Ask::Start { container: "web".into(), onlooker: None });
+    let outcome = Outcome { status: 9, at_unix_ns: 1, reason: String::new() };
+    let effects = world.give(Input::Exited { id: ID.into(), generation: earlier, outcome });
     assert!(effects.is_empty(), "{effects:?}");
     assert!(world.give(Input::ShimDied { id: ID.into(), generation: earlier, init: None }).is_empty());
 }
@@ -234,7 +269,7 @@ fn a_start_that_fails_is_told_and_not_repeated_by_any_policy() {
     let mut always = container();
     always.config.restart = RestartPolicy::Always;
     let mut world = World::created(always);
-    world.ask(2, Ask::Start { container: "web".into() });
+    world.ask(2, Ask::Start { container: "web".into(), onlooker: None });
     let generation = world.generation();
     let result = Err(Refusal::Failed("exec: \"/x\": permission denied".into()));
     let effects = world.give(Input::Started { id: ID.into(), generation, reply: Some(2), result });
@@ -242,6 +277,75 @@ fn a_start_that_fails_is_told_and_not_repeated_by_any_policy() {
     world.retired();
     assert_eq!(*world.phase(), Phase::AtRest);
     assert_eq!(ended_with(&wait(&mut world, 3), 3), Some(126));
+}
+
+#[test]
+fn who_asks_for_a_start_that_is_under_way_hears_how_that_goes() {
+    let mut world = World::created(container());
+    world.ask(2, Ask::Start { container: "web".into(), onlooker: None });
+    assert!(world.ask(3, Ask::Start { container: "web".into(), onlooker: None }).is_empty(), "it is started once");
+    let effects = world.started();
+    for asker in [2, 3] {
+        assert_eq!(answer_to(&effects, asker), Some(&Ok(Answer::Started { pid: 9 })));
+    }
+}
+
+/// Whether a new run begins that nobody waits for with his request.
+fn restarts(effects: &[Effect]) -> bool {
+    has(effects, |e| matches!(e, Effect::Prepare { reply: None, .. }))
+}
+
+#[test]
+fn a_restart_by_request_stops_and_starts_whatever_the_policy() {
+    for policy in [RestartPolicy::No, RestartPolicy::Always] {
+        let mut world = World::running_with(with(policy));
+        wait(&mut world, 8);
+        let begun_unix_ns = world.state().started_at_unix_ns;
+        let ask = || Ask::Restart { container: "web".into(), timeout: Some(3), begun_unix_ns };
+        assert!(kills(&world.ask(3, ask()), 15));
+        assert!(world.ask(4, ask()).is_empty(), "asked again after a broken connection");
+        world.exited(143);
+        let effects = world.retired();
+        assert!(restarts(&effects), "at once, {effects:?}");
+        assert_eq!(ended_with(&effects, 8), None, "who waits for its end waits on");
+        world.unix_ns += SECOND;
+        world.prepared();
+        let effects = world.started();
+        for asker in [3, 4] {
+            assert_eq!(answer_to(&effects, asker), Some(&Ok(Answer::Started { pid: 9 })));
+        }
+        let effects = world.ask(5, ask());
+        assert_eq!(answer_to(&effects, 5), Some(&Ok(Answer::Started { pid: 9 })), "that run is over, and was replaced");
+        assert!(!kills(&effects, 15));
+        assert_eq!((world.state().restarts, world.state().wish), (0, Wish::Running));
+    }
+}
+
+#[test]
+fn a_stop_overtakes_a_restart_that_is_under_way() {
+    let mut world = World::running_with(with(RestartPolicy::Always));
+    world.ask(3, Ask::Restart { container: "web".into(), timeout: None, begun_unix_ns: 0 });
+    let effects = world.ask(4, Ask::Stop { container: "web".into(), timeout: None });
+    assert!(matches!(answer_to(&effects, 3), Some(Err(Refusal::Precondition(text))) if text.contains("stopped")));
+    world.exited(143);
+    assert_eq!(ended_with(&world.retired(), 4), Some(143));
+    assert_eq!(world.status(), "exited");
+}
+
+#[test]
+fn a_restart_by_request_that_our_death_cut_short_goes_on() {
+    let mut half = was_running();
+    half.state.renewing = true;
+    let (mut world, _) = World::found(half.clone(), Some(traces()));
+    assert!(kills(&world.probed(task(RunState::Running)), 15));
+    world.exited(143);
+    assert!(restarts(&world.retired()));
+    let (mut world, _) = World::found(half.clone(), Some(traces()));
+    world.probed(task(RunState::Stopped { status: 143, at_unix_ns: SECOND }));
+    assert!(restarts(&world.retired()));
+    half.state.outcome = Some(Outcome { status: 143, at_unix_ns: SECOND, reason: String::new() });
+    let (mut world, _) = World::found(half, None);
+    assert!(restarts(&world.probed(Probe::Dead(None))));
 }
 
 #[test]
@@ -265,7 +369,7 @@ fn a_stop_while_it_is_being_made_is_obeyed_before_it_runs() {
     let mut world = World::running();
     world.exited(0);
     world.retired();
-    world.ask(3, Ask::Start { container: "web".into() });
+    world.ask(3, Ask::Start { container: "web".into(), onlooker: None });
     world.ask(4, Ask::Stop { container: "web".into(), timeout: None });
     let generation = world.generation();
     let effects = world.give(Input::Prepared { id: ID.into(), generation, reply: Some(3), result: Ok(shim()) });
@@ -397,6 +501,7 @@ fn exec(world: &mut World, reply: ReplyTo) -> Vec<Effect> {
         cwd: String::new(),
         user: String::new(),
         terminal: false,
+        window: None,
         stdin: String::new(),
         stdout: String::new(),
         stderr: String::new(),
@@ -404,26 +509,148 @@ fn exec(world: &mut World, reply: ReplyTo) -> Vec<Effect> {
     world.ask(reply, Ask::Exec { container: "web".into(), exec_id: "e".into(), spec: Box::new(spec) })
 }
 
+fn exec_exits(world: &mut World, exec_id: &str, status: u32, at_unix_ns: i64) -> Vec<Effect> {
+    let (generation, outcome) = (world.generation(), Outcome { status, at_unix_ns, reason: String::new() });
+    world.give(Input::ExecExited { id: ID.into(), generation, exec_id: exec_id.into(), outcome })
+}
+
+fn wait_exec(world: &mut World, reply: ReplyTo) -> Vec<Effect> {
+    world.ask(reply, Ask::Wait { container: "web".into(), exec_id: "e".into() })
+}
+
 #[test]
-fn an_exec_is_watched_told_and_forgotten_after_a_while() {
+fn an_exec_is_watched_told_and_remembered() {
     let mut world = World::running();
     let generation = world.generation();
     assert!(has(&exec(&mut world, 3), |e| matches!(e, Effect::StartExec { .. })));
     assert!(matches!(answer_to(&exec(&mut world, 4), 4), Some(Err(Refusal::Exists(_)))));
-    let (id, exec_id) = (ID.to_owned(), "e".to_owned());
-    let started = Input::ExecStarted { id: id.clone(), generation, exec_id: exec_id.clone(), reply: 3, result: Ok(20) };
+    let started = Input::ExecStarted { id: ID.into(), generation, exec_id: "e".into(), reply: 3, result: Ok(20) };
     assert!(has(&world.give(started), |e| matches!(e, Effect::WatchExec { .. })));
-    world.ask(5, Ask::Wait { container: "web".into(), exec_id: exec_id.clone() });
-    let outcome = Outcome { status: 3, at_unix_ns: 1, reason: String::new() };
-    let effects = world.give(Input::ExecExited { id: id.clone(), generation, exec_id: exec_id.clone(), outcome });
+    let view = |world: &World| world.registry.containers[ID].snapshot().execs[0].clone();
+    assert_eq!((view(&world).pid, view(&world).outcome), (20, None));
+    wait_exec(&mut world, 5);
+    let effects = exec_exits(&mut world, "e", 3, 1);
     assert_eq!(ended_with(&effects, 5), Some(3));
-    let late = world.ask(6, Ask::Wait { container: "web".into(), exec_id: exec_id.clone() });
-    assert_eq!(ended_with(&late, 6), Some(3));
-    let timer = Timer::ForgetExec(exec_id.clone());
-    let effects = world.give(Input::Elapsed { id, generation, timer });
-    assert!(has(&effects, |e| matches!(e, Effect::DeleteExec { .. })));
-    let gone = world.ask(7, Ask::Wait { container: "web".into(), exec_id });
-    assert!(matches!(answer_to(&gone, 7), Some(Err(Refusal::NotFound(_)))));
+    let remembered = position(&effects, |e| matches!(e, Effect::Remember(ending) if ending.exec_id == "e"));
+    assert!(remembered < position(&effects, |e| matches!(e, Effect::Reply { .. })), "before anybody is told");
+    assert!(has(&effects, |e| matches!(e, Effect::DeleteExec { .. })), "it holds descriptors in the shim");
+    assert_eq!(ended_with(&wait_exec(&mut world, 6), 6), Some(3));
+    world.exited(0);
+    world.retired();
+    assert_eq!(ended_with(&wait_exec(&mut world, 7), 7), Some(3), "also after the container's end");
+    world.ask(8, Ask::Remove { container: "web".into(), force: false });
+    world.give(Input::Forgotten { id: ID.into(), problem: None });
+    let late = world.ask(9, Ask::Wait { container: ID.into(), exec_id: "e".into() });
+    assert_eq!(ended_with(&late, 9), Some(3), "and after its removal");
+}
+
+#[test]
+fn the_next_supervisor_knows_how_execs_and_removed_containers_ended() {
+    let mut world = World::running();
+    exec(&mut world, 3);
+    exec_exits(&mut world, "e", 3, 1);
+    let endings = world.registry.endings();
+    let mut findings = Findings { endings, ..Findings::default() };
+    findings
+        .own
+        .insert(ID.into(), Found { container: was_running(), shim: Some(traces()), left_over: false, caution: None });
+    let mut next = World::new();
+    next.give(Input::Found(findings));
+    assert_eq!(ended_with(&wait_exec(&mut next, 4), 4), Some(3), "before its shim has answered, too");
+    next.probed(task(RunState::Stopped { status: 7, at_unix_ns: SECOND }));
+    next.retired();
+    next.ask(5, Ask::Remove { container: "web".into(), force: false });
+    next.give(Input::Forgotten { id: ID.into(), problem: None });
+    let mut last = World::new();
+    last.give(Input::Found(Findings { endings: next.registry.endings(), ..Findings::default() }));
+    assert_eq!(ended_with(&wait(&mut last, 6), 6), Some(7));
+    assert_eq!(ended_with(&wait_exec(&mut last, 7), 7), Some(3));
+    assert_eq!(last.registry.endings(), next.registry.endings());
+}
+
+#[test]
+fn how_a_container_ended_is_among_what_is_remembered_while_it_is_removed() {
+    let mut world = World::running();
+    world.exited(7);
+    world.retired();
+    let effects = world.ask(3, Ask::Remove { container: "web".into(), force: false });
+    let told = effects.iter().find_map(|e| match e {
+        Effect::Remember(ending) => Some(ending.clone()),
+        _ => None,
+    });
+    let told = told.unwrap();
+    assert_eq!((told.exec_id.as_str(), told.outcome.status), ("", 7));
+    assert!(world.registry.endings().contains(&told), "whoever writes all of it anew at that moment");
+    world.give(Input::Forgotten { id: ID.into(), problem: None });
+    assert_eq!(world.registry.endings(), [told]);
+}
+
+#[test]
+fn execs_of_a_container_that_is_found_without_its_shim_have_ended() {
+    let exec = ExecTrace { id: "e".into(), pid: 11, state: ExecTraceState::Running };
+    let (mut world, _) = World::found(was_running(), Some(ShimTraces { execs: vec![exec], ..traces() }));
+    assert!(answer_to(&wait_exec(&mut world, 4), 4).is_none());
+    let effects = world.probed(Probe::Dead(Some((9, 90))));
+    assert_eq!(ended_with(&effects, 4), Some(UNKNOWN_STATUS));
+}
+
+#[test]
+fn who_waits_for_what_is_left_alone_is_answered_though_its_shim_dies() {
+    for init in [None, Some((9, 90))] {
+        let caution = Some(Caution::Newer("of schema 99".into()));
+        let found = Found { container: was_running(), shim: Some(traces()), left_over: false, caution };
+        let (mut world, _) = World::found_as(found);
+        world.probed(task(RunState::Running));
+        wait(&mut world, 4);
+        world.ask(5, Ask::Stop { container: "web".into(), timeout: None });
+        let generation = world.generation();
+        let mut effects = world.give(Input::ShimDied { id: ID.into(), generation, init });
+        if init.is_some() {
+            assert!(has(&effects, |e| matches!(e, Effect::WatchPid { pid: 9, .. })), "{effects:?}");
+            let refused = world.ask(6, Ask::Stop { container: "web".into(), timeout: None });
+            assert!(matches!(answer_to(&refused, 6), Some(Err(Refusal::Precondition(_)))), "nobody could signal it");
+            effects = world.exited(143);
+        }
+        let expected = if init.is_some() { 143 } else { UNKNOWN_STATUS };
+        assert_eq!([4, 5].map(|to| ended_with(&effects, to)), [Some(expected); 2]);
+    }
+}
+
+#[test]
+fn of_very_many_ended_execs_the_last_are_remembered() {
+    let mut world = World::running();
+    for n in 0..2 * execs::REMEMBERED_EXECS {
+        let entry = world.registry.containers.get_mut(ID).unwrap();
+        let state = ExecState::Running { waiters: Vec::new() };
+        entry.execs.insert(format!("e{n}"), Exec { pid: 1, state });
+        exec_exits(&mut world, &format!("e{n}"), 0, i64::try_from(n).unwrap());
+    }
+    let kept = world.registry.containers[ID].exec_views();
+    assert_eq!(kept.len(), execs::REMEMBERED_EXECS);
+    let last = format!("e{}", 2 * execs::REMEMBERED_EXECS - 1);
+    assert!(kept.iter().any(|exec| exec.id == last) && !kept.iter().any(|exec| exec.id == "e0"));
+}
+
+#[test]
+fn execs_in_a_shims_record_are_gone_on_with() {
+    let outcome = Outcome { status: 137, at_unix_ns: 5, reason: crate::container::OUT_OF_MEMORY.into() };
+    let execs = [
+        ("made", ExecTraceState::Created),
+        ("runs", ExecTraceState::Running),
+        ("over", ExecTraceState::Ended(outcome)),
+    ];
+    let execs = execs.map(|(id, state)| ExecTrace { id: id.into(), pid: 1, state }).to_vec();
+    let (mut world, _) = World::found(was_running(), Some(ShimTraces { execs, ..traces() }));
+    let effects = world.probed(task(RunState::Running));
+    assert!(has(&effects, |e| matches!(e, Effect::WatchExec { exec_id, .. } if exec_id == "runs")));
+    for deleted in ["made", "over"] {
+        assert!(has(&effects, |e| matches!(e, Effect::DeleteExec { exec_id, .. } if exec_id == deleted)), "{deleted}");
+    }
+    let views = world.registry.containers[ID].exec_views();
+    let shown: Vec<_> = views.iter().map(|exec| (exec.id.as_str(), exec.oom_killed())).collect();
+    assert_eq!(shown, [("over", true), ("runs", false)], "nobody starts what was only made");
+    let over = world.ask(3, Ask::Wait { container: "web".into(), exec_id: "over".into() });
+    assert_eq!(ended_with(&over, 3), Some(137));
 }
 
 #[test]
@@ -438,9 +665,9 @@ fn who_waits_for_an_exec_is_told_when_the_shim_dies() {
 
 #[test]
 fn a_restore_of_nothing_is_done_at_once() {
-    let mut world = World::new();
+    let mut world = World::before_the_scan();
     let effects = world.give(Input::Found(Findings::default()));
-    assert_eq!(effects, [Effect::Restored]);
+    assert_eq!(effects, [Effect::Restoring { containers: 0 }, Effect::Restored]);
 }
 
 #[test]
@@ -497,53 +724,495 @@ fn a_silent_shim_delays_nobody_and_is_asked_again() {
     assert!(has(&effects, |e| matches!(e, Effect::Probe { .. })));
     let effects = world.probed(task(RunState::Running));
     assert!(!has(&effects, |e| matches!(e, Effect::Restored)), "the report is done once");
-    assert_eq!(world.status(), "running");
+    assert_eq!((world.class(), world.status()), (Class::Reattached, "running"), "but it follows");
 }
 
 #[test]
-fn after_a_reboot_the_wish_decides() {
-    let restored = |policy, wish, outcome: Option<u32>| {
-        let mut container = was_running();
-        container.config.restart = policy;
-        container.state.wish = wish;
-        container.state.outcome = outcome.map(|status| Outcome { status, at_unix_ns: 1, reason: String::new() });
-        let (mut world, effects) = World::found(container, None);
-        assert!(has(&effects, |e| matches!(e, Effect::Probe { traces: None, .. })));
-        world.boot_id = "next boot";
-        world.probed(Probe::Dead(None));
+fn until_the_disk_is_read_only_the_report_answers() {
+    let mut world = World::before_the_scan();
+    assert!(world.ask(1, Ask::List { all: true }).is_empty());
+    assert!(world.ask(2, Ask::Stop { container: "web".into(), timeout: None }).is_empty());
+    match answer_to(&world.ask(3, Ask::Report), 3) {
+        Some(Ok(Answer::Report(report))) => assert!(!report.scanned && report.at_unix_ns == 0),
+        other => panic!("{other:?}"),
+    }
+    let effects = world.give(Input::Found(Findings::default()));
+    assert!(matches!(answer_to(&effects, 1), Some(Ok(Answer::List(list))) if list.is_empty()));
+    assert!(matches!(answer_to(&effects, 2), Some(Err(Refusal::NotFound(_)))));
+}
+
+#[test]
+fn who_wants_something_of_a_container_waits_for_its_verdict_and_who_looks_does_not() {
+    let (mut world, _) = World::found(was_running(), Some(traces()));
+    assert!(answer_to(&world.ask(1, Ask::Inspect { container: "web".into() }), 1).is_some());
+    match answer_to(&world.ask(2, Ask::List { all: false }), 2) {
+        Some(Ok(Answer::List(list))) => assert_eq!((list.len(), list[0].status.as_str()), (1, "restoring")),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.class(), Class::Restoring);
+    assert!(exec(&mut world, 3).is_empty());
+    assert!(world.ask(4, Ask::Stop { container: "web".into(), timeout: None }).is_empty());
+    let effects = world.probed(task(RunState::Running));
+    assert!(has(&effects, |e| matches!(e, Effect::StartExec { reply: 3, .. })));
+    assert!(kills(&effects, 15));
+    assert_eq!(world.registry.report().containers.len(), 1);
+}
+
+fn unresponsive() -> World {
+    let (mut world, _) = World::found(was_running(), Some(traces()));
+    world.probed(Probe::Silent);
+    world
+}
+
+#[test]
+fn a_wedged_shims_container_is_stopped_by_its_pid_and_its_status_told_when_the_shim_is_back() {
+    let mut world = unresponsive();
+    let effects = world.ask(1, Ask::Stop { container: "web".into(), timeout: None });
+    assert!(has(&effects, |e| matches!(e, Effect::KillPid { pid: 9, start_time: 90, signal: 15, .. })));
+    assert!(has(&effects, |e| matches!(e, Effect::WatchProcess { pid: 9, start_time: 90, .. })));
+    wait(&mut world, 2);
+    let generation = world.generation();
+    let effects = world.give(Input::ProcessEnded { id: ID.into(), generation });
+    assert_eq!(ended_with(&effects, 1), Some(255));
+    assert_eq!((ended_with(&effects, 2), world.status()), (None, "unresponsive"));
+    world.probed(task(RunState::Stopped { status: 143, at_unix_ns: SECOND }));
+    assert_eq!(ended_with(&world.retired(), 2), Some(143));
+}
+
+#[test]
+fn a_wedged_shim_whose_process_nobody_knows_cannot_be_stopped_and_says_so() {
+    let (mut world, _) = World::found(was_running(), Some(ShimTraces { init: None, ..traces() }));
+    world.probed(Probe::Silent);
+    let effects = world.ask(1, Ask::Stop { container: "web".into(), timeout: None });
+    assert!(matches!(answer_to(&effects, 1), Some(Err(Refusal::Precondition(t))) if t.contains("unresponsive")));
+}
+
+#[test]
+fn a_wedged_shim_is_killed_for_who_removes_its_container_by_force() {
+    let mut world = unresponsive();
+    let effects = world.ask(1, Ask::Remove { container: "web".into(), force: true });
+    assert!(has(&effects, |e| matches!(e, Effect::KillPid { pid: 7, start_time: 70, signal: 9, .. })));
+    assert!(has(&effects, |e| matches!(e, Effect::WatchProcess { pid: 7, start_time: 70, .. })));
+    let generation = world.generation();
+    let effects = world.give(Input::ProcessEnded { id: ID.into(), generation });
+    assert!(has(&effects, |e| matches!(e, Effect::Probe { .. })), "what became of the container?");
+    let effects = world.probed(Probe::Dead(Some((9, 90))));
+    assert!(has(&effects, |e| matches!(e, Effect::Retire { shim_dead: true, .. })), "clearing away ends it");
+    world.retired();
+    let effects = world.give(Input::Forgotten { id: ID.into(), problem: None });
+    assert_eq!(answer_to(&effects, 1), Some(&Ok(Answer::Done)));
+    assert!(world.registry.report().containers.is_empty(), "nobody needs to attend to it");
+}
+
+#[test]
+fn a_stop_or_removal_that_a_shims_death_cut_short_goes_on() {
+    let mut stopping = was_running();
+    stopping.state.wish = Wish::Stopped;
+    let (mut world, _) = World::found(stopping, Some(traces()));
+    let effects = world.probed(Probe::Dead(Some((9, 90))));
+    assert!(has(&effects, |e| matches!(e, Effect::KillPid { pid: 9, signal: 15, .. })));
+    assert!(has(&effects, |e| matches!(e, Effect::Timer { timer: Timer::Stop, .. })));
+    let mut world = World::running();
+    world.ask(3, Ask::Remove { container: "web".into(), force: true });
+    let generation = world.generation();
+    let effects = world.give(Input::ShimDied { id: ID.into(), generation, init: Some((9, 90)) });
+    assert!(has(&effects, |e| matches!(e, Effect::KillPid { pid: 9, signal: 9, .. })));
+}
+
+#[test]
+fn a_newer_holdfasts_container_is_left_to_it_but_for_signals() {
+    let caution = Some(Caution::Newer("it has schema 99".into()));
+    let (mut world, _) =
+        World::found_as(Found { container: was_running(), shim: Some(traces()), left_over: false, caution });
+    world.probed(task(RunState::Running));
+    assert_eq!((world.class(), world.status()), (Class::Incompatible, "incompatible"));
+    for ask in [
+        Ask::Start { container: "web".into(), onlooker: None },
+        Ask::Remove { container: "web".into(), force: true },
+        Ask::Call { container: "web".into(), call: Call::ReopenLogs },
+    ] {
+        let effects = world.ask(1, ask);
+        assert!(matches!(answer_to(&effects, 1), Some(Err(Refusal::Precondition(t))) if t.contains("schema 99")));
+    }
+    assert!(kills(&world.ask(2, Ask::Stop { container: "web".into(), timeout: None }), 15));
+    let effects = world.exited(0);
+    assert_eq!(ended_with(&effects, 2), Some(0));
+    assert!(!has(&effects, |e| matches!(e, Effect::Retire { .. } | Effect::Forget { .. })));
+    assert_eq!(world.status(), "incompatible");
+}
+
+#[test]
+fn an_unreadable_record_is_kept_until_somebody_insists() {
+    let caution = || Some(Caution::Unreadable("no JSON".into()));
+    let found = || Found { container: was_running(), shim: Some(traces()), left_over: false, caution: caution() };
+    let (mut world, _) = World::found_as(found());
+    world.probed(task(RunState::Running));
+    assert_eq!((world.class(), world.status()), (Class::Reattached, "running"), "its shim makes up for it");
+    let (mut world, _) = World::found_as(found());
+    world.probed(Probe::Dead(None));
+    assert_eq!((world.class(), world.status()), (Class::Unreadable, "unreadable"));
+    let effects = world.ask(1, Ask::Remove { container: "web".into(), force: false });
+    assert!(matches!(answer_to(&effects, 1), Some(Err(Refusal::Precondition(t))) if t.contains("no JSON")));
+    let effects = world.ask(2, Ask::Remove { container: "web".into(), force: true });
+    assert!(has(&effects, |e| matches!(e, Effect::Retire { shim_dead: true, .. })));
+}
+
+#[test]
+fn what_an_earlier_boot_left_is_cleared_away_before_anything_is_started_again() {
+    let mut always = was_running();
+    always.config.restart = RestartPolicy::Always;
+    let (mut world, _) = World::found_as(Found { container: always, shim: None, left_over: true, caution: None });
+    world.boot_id = "next boot";
+    let effects = world.probed(Probe::Dead(None));
+    assert!(has(&effects, |e| matches!(e, Effect::Retire { shim_dead: true, .. })));
+    assert!(!has(&effects, |e| matches!(e, Effect::Prepare { .. })));
+    assert_eq!(world.class(), Class::Lost);
+    assert!(has(&world.retired(), |e| matches!(e, Effect::Prepare { .. })));
+}
+
+#[test]
+fn a_stop_that_comes_while_leftovers_are_cleared_away_holds() {
+    let mut always = was_running();
+    always.config.restart = RestartPolicy::Always;
+    let (mut world, _) = World::found_as(Found { container: always, shim: None, left_over: true, caution: None });
+    world.boot_id = "next boot";
+    world.probed(Probe::Dead(None));
+    world.ask(3, Ask::Stop { container: "web".into(), timeout: None });
+    let effects = world.retired();
+    assert!(answer_to(&effects, 3).is_some());
+    assert!(!has(&effects, |e| matches!(e, Effect::Prepare { .. } | Effect::Timer { .. })), "{effects:?}");
+}
+
+#[test]
+fn a_restart_under_way_comes_before_removal_at_rest_for_the_next_supervisor_too() {
+    let mut own = was_running();
+    (own.config.remove, own.state.renewing) = (true, true);
+    own.state.outcome = Some(Outcome { status: 143, at_unix_ns: 1, reason: String::new() });
+    let (mut world, _) = World::found(own, None);
+    let effects = world.probed(Probe::Dead(None));
+    assert!(has(&effects, |e| matches!(e, Effect::Prepare { .. })), "{effects:?}");
+}
+
+#[test]
+fn one_that_was_never_started_is_as_before_when_its_shim_is_lost() {
+    let mut made = was_running();
+    made.state.wish = Wish::Created;
+    let (mut world, _) = World::found(made, Some(traces()));
+    world.probed(Probe::Dead(None));
+    world.retired();
+    assert_eq!(world.status(), "created");
+    assert!(has(&world.ask(1, Ask::Start { container: "web".into(), onlooker: None }), |e| matches!(
+        e,
+        Effect::Prepare { .. }
+    )));
+}
+
+/// What can become of a container, for [`each_event_has_its_consequence_under_each_policy`].
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Exit(u32),
+    StoppedByRequest,
+    KilledByRequest,
+    ToldToReloadThenExit(u32),
+    StartByRequestFails,
+    StartByPolicyFails,
+    /// The rest is what the next supervisor finds.
+    Runs,
+    EndedMeanwhile(u32),
+    StopCutShort,
+    WaitedForItsRestart,
+    EndedByShutdown(u32),
+    HadBeenStopped,
+    HadRested(u32),
+    Rebooted,
+    RebootedAfterAStop,
+    RebootedAfterARest(u32),
+    RebootedInItsPause,
+    NeverStarted,
+    NeverStartedAndRebooted,
+}
+
+fn ended(status: u32) -> Option<Outcome> {
+    Some(Outcome { status, at_unix_ns: SECOND, reason: String::new() })
+}
+
+/// A container that ran, as an earlier supervisor left it, and what becomes of it now that there are no traces of a shim.
+fn left(policy: RestartPolicy, boot_id: &'static str, state: State) -> World {
+    let mut container = with(policy);
+    container.state = State { boot_id: "boot".into(), started_at_unix_ns: SECOND / 2, ..state };
+    let (mut world, _) = World::found(container, None);
+    world.boot_id = boot_id;
+    world.probed(Probe::Dead(None));
+    world
+}
+
+fn consequence(policy: RestartPolicy, event: Event) -> &'static str {
+    let why = Refusal::Failed("the mount is missing".into());
+    let running = State { wish: Wish::Running, ..State::default() };
+    let stopped = State { wish: Wish::Stopped, next: Some(Next::Rest), outcome: ended(143), ..State::default() };
+    let waiting = State { next: Some(Next::RestartAt(2 * SECOND)), outcome: ended(1), ..running.clone() };
+    let rested = |status| State { next: Some(Next::Rest), outcome: ended(status), ..running.clone() };
+    let reattached = |state: State, probe| {
+        let mut container = Container { state, ..with(policy) };
+        container.state.started_at_unix_ns = SECOND / 2;
+        let (mut world, _) = World::found(container, Some(traces()));
+        world.probed(task(probe));
+        world.retired();
         world
     };
-    let world = restored(RestartPolicy::No, Wish::Running, None);
-    assert_eq!((world.class(), world.status()), (Class::Lost, "exited"));
-    assert_eq!(restored(RestartPolicy::UnlessStopped, Wish::Running, None).status(), "restarting");
-    assert_eq!(restored(RestartPolicy::UnlessStopped, Wish::Stopped, Some(0)).status(), "exited");
-    assert_eq!(restored(RestartPolicy::Always, Wish::Stopped, Some(0)).status(), "restarting");
+    let world = match event {
+        Event::Exit(status) | Event::ToldToReloadThenExit(status) => {
+            let mut world = World::running_with(with(policy));
+            if matches!(event, Event::ToldToReloadThenExit(_)) {
+                world.ask(3, Ask::Kill { container: "web".into(), signal: 1 });
+            }
+            world.exited(status);
+            world.retired();
+            world
+        }
+        Event::StoppedByRequest | Event::KilledByRequest => {
+            let mut world = World::running_with(with(policy));
+            let container = "web".into();
+            world.ask(
+                3,
+                match event {
+                    Event::StoppedByRequest => Ask::Stop { container, timeout: None },
+                    _ => Ask::Kill { container, signal: 9 },
+                },
+            );
+            world.exited(137);
+            world.retired();
+            world
+        }
+        Event::StartByRequestFails => {
+            let mut world = World::created(with(policy));
+            world.ask(2, Ask::Start { container: "web".into(), onlooker: None });
+            let generation = world.generation();
+            world.give(Input::Started { id: ID.into(), generation, reply: Some(2), result: Err(why) });
+            world.retired();
+            world
+        }
+        Event::StartByPolicyFails => {
+            let mut world = World::running_with(with(policy));
+            world.exited(1);
+            world.retired();
+            world.elapsed();
+            let generation = world.generation();
+            world.give(Input::Prepared { id: ID.into(), generation, reply: None, result: Err(why) });
+            world
+        }
+        Event::Runs => reattached(running, RunState::Running),
+        Event::EndedMeanwhile(status) => reattached(running, RunState::Stopped { status, at_unix_ns: SECOND }),
+        Event::StopCutShort => {
+            let state = State { wish: Wish::Stopped, ..State::default() };
+            reattached(state, RunState::Stopped { status: 143, at_unix_ns: SECOND })
+        }
+        Event::WaitedForItsRestart => left(policy, "boot", waiting),
+        Event::EndedByShutdown(status) => left(policy, "boot", State { outcome: ended(status), ..running }),
+        Event::HadBeenStopped => left(policy, "boot", stopped),
+        Event::HadRested(status) => left(policy, "boot", rested(status)),
+        Event::Rebooted => left(policy, "next boot", running),
+        Event::RebootedAfterAStop => left(policy, "next boot", stopped),
+        Event::RebootedAfterARest(status) => left(policy, "next boot", rested(status)),
+        Event::RebootedInItsPause => left(policy, "next boot", waiting),
+        Event::NeverStarted => left(policy, "boot", State::default()),
+        Event::NeverStartedAndRebooted => left(policy, "next boot", State::default()),
+    };
+    match world.status() {
+        "exited" | "created" => "rests",
+        "restarting" => "waits",
+        "preparing" => "starts",
+        "running" => "runs",
+        other => panic!("{event:?}: {other}"),
+    }
+}
+
+/// The table of [`crate::policy`], through everything that decides.
+#[test]
+fn each_event_has_its_consequence_under_each_policy() {
+    let policies =
+        [RestartPolicy::No, RestartPolicy::OnFailure(None), RestartPolicy::Always, RestartPolicy::UnlessStopped];
+    let rows = [
+        (Event::Exit(0), ["rests", "rests", "waits", "waits"]),
+        (Event::Exit(1), ["rests", "waits", "waits", "waits"]),
+        (Event::StoppedByRequest, ["rests"; 4]),
+        (Event::KilledByRequest, ["rests"; 4]),
+        (Event::ToldToReloadThenExit(0), ["rests", "rests", "waits", "waits"]),
+        (Event::ToldToReloadThenExit(1), ["rests", "waits", "waits", "waits"]),
+        (Event::StartByRequestFails, ["rests"; 4]),
+        (Event::StartByPolicyFails, ["rests", "waits", "waits", "waits"]),
+        (Event::Runs, ["runs"; 4]),
+        (Event::EndedMeanwhile(0), ["rests", "rests", "waits", "waits"]),
+        (Event::EndedMeanwhile(1), ["rests", "waits", "waits", "waits"]),
+        (Event::StopCutShort, ["rests"; 4]),
+        (Event::EndedByShutdown(0), ["rests", "rests", "starts", "starts"]),
+        (Event::EndedByShutdown(143), ["rests", "starts", "starts", "starts"]),
+        (Event::HadBeenStopped, ["rests", "rests", "starts", "rests"]),
+        (Event::HadRested(0), ["rests", "rests", "starts", "starts"]),
+        (Event::HadRested(1), ["rests", "starts", "starts", "starts"]),
+        (Event::Rebooted, ["rests", "starts", "starts", "starts"]),
+        (Event::RebootedAfterAStop, ["rests", "rests", "starts", "rests"]),
+        (Event::RebootedAfterARest(0), ["rests", "rests", "starts", "starts"]),
+        (Event::RebootedAfterARest(1), ["rests", "starts", "starts", "starts"]),
+        (Event::NeverStarted, ["rests"; 4]),
+        (Event::NeverStartedAndRebooted, ["rests"; 4]),
+    ];
+    for (event, expected) in rows {
+        assert_eq!(policies.map(|policy| consequence(policy, event)), expected, "{event:?}");
+    }
+    // Without a policy there is no pause to be found in.
+    for event in [Event::WaitedForItsRestart, Event::RebootedInItsPause] {
+        for policy in &policies[1..] {
+            assert_eq!(consequence(*policy, event), "waits", "{event:?}");
+        }
+    }
 }
 
 #[test]
-fn our_own_restart_does_not_start_what_was_stopped() {
-    let mut container = was_running();
-    container.config.restart = RestartPolicy::Always;
-    container.state.wish = Wish::Stopped;
-    container.state.outcome = Some(Outcome { status: 0, at_unix_ns: 1, reason: String::new() });
-    let (mut world, _) = World::found(container, None);
-    world.probed(Probe::Dead(None));
-    assert_eq!((world.class(), world.status()), (Class::AtRest, "exited"));
+fn counts_and_what_is_left_of_a_pause_outlive_supervisor_and_machine() {
+    for boot_id in ["boot", "next boot"] {
+        let state = State {
+            wish: Wish::Running,
+            outcome: ended(1),
+            restarts: 40,
+            restarts_in_a_row: 5,
+            next: Some(Next::RestartAt(SECOND + SECOND / 4)),
+            started_at_unix_ns: SECOND / 2,
+            boot_id: "boot".into(),
+            ..State::default()
+        };
+        let (mut world, _) = World::found(Container { state, ..with(RestartPolicy::Always) }, None);
+        world.boot_id = boot_id;
+        let effects = world.probed(Probe::Dead(None));
+        let left = Duration::from_millis(250);
+        let timer = |e: &Effect| matches!(e, Effect::Timer { after, timer: Timer::Restart, .. } if *after == left);
+        assert!(has(&effects, timer), "{effects:?}");
+        world.elapsed();
+        world.prepared();
+        world.started();
+        assert_eq!((world.state().restarts, world.state().restarts_in_a_row), (41, 6));
+        world.unix_ns += SECOND;
+        world.exited(1);
+        let pause = Duration::from_millis(6400);
+        let timer = |e: &Effect| matches!(e, Effect::Timer { after, .. } if *after == pause);
+        assert!(has(&world.retired(), timer), "the pause goes on growing");
+    }
+    let state = State { wish: Wish::Running, restarts: 40, restarts_in_a_row: 5, ..State::default() };
+    let rebooted = left(RestartPolicy::Always, "next boot", state);
+    assert_eq!((rebooted.state().restarts, rebooted.state().restarts_in_a_row), (40, 5), "the reboot is no failure");
 }
 
 #[test]
-fn a_pause_before_a_restart_that_our_death_cut_short_goes_on() {
-    let mut container = was_running();
-    container.config.restart = RestartPolicy::Always;
-    container.state.outcome = Some(Outcome { status: 1, at_unix_ns: SECOND, reason: String::new() });
-    let (mut world, _) = World::found(container, None);
+fn a_clock_that_was_set_back_makes_no_pause_endless() {
+    let state = State {
+        wish: Wish::Running,
+        outcome: ended(1),
+        next: Some(Next::RestartAt(i64::MAX)),
+        started_at_unix_ns: 1,
+        boot_id: "boot".into(),
+        ..State::default()
+    };
+    let (mut world, _) = World::found(Container { state, ..with(RestartPolicy::Always) }, None);
     let effects = world.probed(Probe::Dead(None));
-    assert!(has(&effects, |e| matches!(e, Effect::Timer { timer: Timer::Restart, .. })));
+    let bounded = |e: &Effect| matches!(e, Effect::Timer { after, .. } if *after == crate::policy::LONGEST_PAUSE);
+    assert!(has(&effects, bounded), "{effects:?}");
+}
+
+/// One more run that ends like that, after the pause before it.
+fn runs_again(world: &mut World, status: u32) -> Vec<Effect> {
+    world.elapsed();
+    world.prepared();
+    world.started();
+    world.exited(status);
+    world.retired()
+}
+
+#[test]
+fn a_policy_that_gives_up_says_so_and_a_start_by_request_begins_anew() {
+    let mut world = World::running_with(with(RestartPolicy::OnFailure(Some(2))));
+    world.exited(3);
+    world.retired();
+    runs_again(&mut world, 3);
+    runs_again(&mut world, 3);
+    assert_eq!((world.status(), world.state().restarts), ("exited", 2));
+    let reason = world.state().outcome.clone().unwrap().reason;
+    assert!(reason.contains("on-failure:2") && reason.contains("2 restarts"), "{reason}");
+    // Neither a new supervisor nor a new boot changes its mind.
+    for boot_id in ["boot", "next boot"] {
+        let next = left(RestartPolicy::OnFailure(Some(2)), boot_id, world.state().clone());
+        assert_eq!(next.status(), "exited");
+    }
+    world.ask(9, Ask::Start { container: "web".into(), onlooker: None });
+    assert_eq!((world.status(), world.state().restarts), ("preparing", 0));
+}
+
+#[test]
+fn a_signal_that_was_survived_for_long_is_not_the_cause_of_an_end() {
+    let mut world = World::running_with(with(RestartPolicy::Always));
+    world.ask(3, Ask::Kill { container: "web".into(), signal: 15 });
+    assert_eq!(world.status(), "running");
+    world.unix_ns += 60 * SECOND;
+    world.exited(1);
+    world.retired();
+    assert_eq!(world.status(), "restarting");
+}
+
+#[test]
+fn a_signal_that_is_meant_to_end_it_ends_a_pause_too() {
+    let mut world = World::running_with(with(RestartPolicy::Always));
+    wait(&mut world, 3);
+    world.exited(1);
+    world.retired();
+    let effects = world.ask(4, Ask::Kill { container: "web".into(), signal: 1 });
+    assert!(matches!(answer_to(&effects, 4), Some(Err(Refusal::Precondition(_)))), "there is nothing to signal");
+    let effects = world.ask(5, Ask::Kill { container: "web".into(), signal: 9 });
+    assert_eq!(answer_to(&effects, 5), Some(&Ok(Answer::Done)));
+    assert_eq!((ended_with(&effects, 3), world.status()), (Some(1), "exited"));
+    assert!(world.elapsed().is_empty());
+}
+
+fn update(world: &mut World, policy: &str) -> Vec<Effect> {
+    let restart = Some(policy.parse().unwrap());
+    world.ask(7, Ask::Update { container: "web".into(), limits: Limits::default(), restart, log: None })
+}
+
+#[test]
+fn another_policy_is_asked_at_the_next_end_and_in_a_pause_at_once() {
+    let mut world = World::running();
+    update(&mut world, "on-failure:1");
+    world.exited(1);
+    world.retired();
+    assert_eq!(world.status(), "restarting");
+    update(&mut world, "on-failure:1");
+    assert_eq!(world.status(), "restarting", "the same again changes nothing");
+    update(&mut world, "always");
+    assert_eq!(world.status(), "restarting");
+    wait(&mut world, 3);
+    let effects = update(&mut world, "no");
+    assert_eq!((ended_with(&effects, 3), world.status()), (Some(1), "exited"));
+    update(&mut world, "always");
+    assert_eq!(world.status(), "exited", "what rests is started by people");
+    let mut once = container();
+    once.config.remove = true;
+    let mut world = World::running_with(once);
+    let effects = update(&mut world, "always");
+    assert!(matches!(answer_to(&effects, 7), Some(Err(Refusal::Precondition(text))) if text.contains("removed")));
+}
+
+#[test]
+fn a_start_that_our_death_cut_short_goes_on() {
+    let mut container = was_running();
+    container.state.started_at_unix_ns = 0;
+    let (mut world, _) = World::found(container, Some(traces()));
+    let effects = world.probed(task(RunState::Created));
+    assert!(has(&effects, |e| matches!(e, Effect::StartTask { .. })));
+    let (mut world, _) = World::found(self::container(), Some(traces()));
+    assert!(!has(&world.probed(task(RunState::Created)), |e| matches!(e, Effect::StartTask { .. })));
 }
 
 #[test]
 fn what_is_unreadable_is_listed_and_refused_with_its_reason() {
-    let mut world = World::new();
+    let mut world = World::before_the_scan();
     let unusable = Unusable {
         namespace: "default".into(),
         id: "broken".into(),
@@ -569,7 +1238,10 @@ fn every_question_is_answered_at_most_once_whatever_the_order() {
         seed % below
     };
     for _ in 0..2000 {
-        let mut world = World::new();
+        let mut world = match random(2) {
+            0 => World::new(),
+            _ => World::found(was_running(), Some(traces())).0,
+        };
         let mut asked = 0;
         let mut answered = std::collections::HashSet::new();
         for _ in 0..40 {
@@ -579,14 +1251,17 @@ fn every_question_is_answered_at_most_once_whatever_the_order() {
                 asked += 1;
                 Input::Ask { ask, reply: asked }
             };
-            let input = match random(18) {
+            let input = match random(25) {
                 0 => ask(Ask::Create { container: Box::new(container()), spec: String::new() }),
-                1 => ask(Ask::Start { container: web() }),
+                1 => ask(Ask::Start { container: web(), onlooker: None }),
                 2 => ask(Ask::Stop { container: web(), timeout: None }),
                 3 => ask(Ask::Remove { container: web(), force: random(2) == 0 }),
                 4 => ask(Ask::Wait { container: web(), exec_id: String::new() }),
                 5 => ask(Ask::Kill { container: web(), signal: 1 }),
-                6 | 7 => Input::Exited { id, generation, status: 1, at_unix_ns: 1 },
+                6 | 7 => {
+                    let outcome = Outcome { status: 1, at_unix_ns: 1, reason: String::new() };
+                    Input::Exited { id, generation, outcome }
+                }
                 8 => Input::ShimDied { id, generation, init: (random(2) == 0).then_some((9, 90)) },
                 9 | 10 => Input::Retired { id, generation, outcome: None },
                 11 => Input::Elapsed { id, generation, timer: Timer::Stop },
@@ -594,6 +1269,13 @@ fn every_question_is_answered_at_most_once_whatever_the_order() {
                 13 | 14 => Input::Prepared { id, generation, reply: None, result: Ok(shim()) },
                 15 => Input::Started { id, generation, reply: None, result: Ok(9) },
                 16 => Input::Started { id, generation, reply: None, result: Err(Refusal::Failed("no".into())) },
+                17 => Input::Probed { id, generation, probe: Probe::Silent },
+                18 => Input::Probed { id, generation, probe: Probe::Dead((random(2) == 0).then_some((9, 90))) },
+                19 => Input::Probed { id, generation, probe: task(RunState::Running) },
+                20 => Input::ProcessEnded { id, generation },
+                21 => Input::Elapsed { id, generation, timer: Timer::ProbeAgain },
+                22 => ask(Ask::Restart { container: web(), timeout: None, begun_unix_ns: 0 }),
+                23 => ask(Ask::Kill { container: web(), signal: 9 }),
                 _ => Input::Forgotten { id, problem: (random(4) == 0).then(|| "busy".into()) },
             };
             for effect in world.give(input) {
@@ -603,4 +1285,66 @@ fn every_question_is_answered_at_most_once_whatever_the_order() {
             }
         }
     }
+}
+
+#[test]
+fn who_wants_to_see_a_run_from_its_first_byte_is_attached_before_that_run_and_no_other() {
+    let seen = |effects: &[Effect]| {
+        let starts = effects.iter().filter_map(|e| match e {
+            Effect::StartTask { onlooker, .. } => Some(onlooker.as_ref().map(|o| o.stdout.clone())),
+            _ => None,
+        });
+        starts.collect::<Vec<_>>()
+    };
+    let onlooker = || Some(Onlooker { stdout: "/o".into(), stderr: "/e".into(), window: Some((80, 25)) });
+    let mut world = World::created(container());
+    let effects = world.ask(2, Ask::Start { container: "web".into(), onlooker: onlooker() });
+    assert_eq!(seen(&effects), [Some("/o".to_owned())], "one that is made");
+    world.started();
+    let effects = world.ask(3, Ask::Start { container: "web".into(), onlooker: onlooker() });
+    assert!(matches!(answer_to(&effects, 3), Some(Err(Refusal::Precondition(_)))), "too late: it runs");
+    world.exited(0);
+    world.retired();
+    world.ask(4, Ask::Start { container: "web".into(), onlooker: onlooker() });
+    let generation = world.generation();
+    let failed = Err(Refusal::Failed("no shim".into()));
+    world.give(Input::Prepared { id: ID.into(), generation, reply: Some(4), result: failed });
+    world.ask(5, Ask::Start { container: "web".into(), onlooker: None });
+    let generation = world.generation();
+    let effects = world.give(Input::Prepared { id: ID.into(), generation, reply: Some(5), result: Ok(shim()) });
+    assert_eq!(seen(&effects), [None], "who saw a start fail does not see the next");
+}
+
+#[test]
+fn only_what_runs_is_paused_and_only_what_is_paused_is_unpaused() {
+    let call = |world: &mut World, call: Call| world.ask(9, Ask::Call { container: "web".into(), call });
+    let refused = |effects: &[Effect]| matches!(answer_to(effects, 9), Some(Err(Refusal::Precondition(_))));
+    let mut world = World::created(container());
+    assert!(refused(&call(&mut world, Call::Pause)), "nothing has begun");
+    world.ask(2, Ask::Start { container: "web".into(), onlooker: None });
+    world.started();
+    assert!(refused(&call(&mut world, Call::Resume)));
+    assert!(has(&call(&mut world, Call::Pause), |e| matches!(e, Effect::Call { call: Call::Pause, .. })));
+    world.give(Input::Paused { id: ID.into(), paused: true });
+    assert_eq!(world.status(), "paused");
+    assert!(refused(&call(&mut world, Call::Pause)));
+    assert!(refused(&exec(&mut world, 9)), "what is frozen runs nothing new");
+    assert!(has(&call(&mut world, Call::Resume), |e| matches!(e, Effect::Call { call: Call::Resume, .. })));
+}
+
+#[test]
+fn limits_of_a_running_container_go_to_its_shim_and_those_of_a_stopped_one_are_written_down() {
+    let update = |world: &mut World| {
+        let limits = Limits { memory: Some(64 << 20), ..Limits::default() };
+        world.ask(5, Ask::Update { container: "web".into(), limits, restart: None, log: None })
+    };
+    let mut world = World::running();
+    assert!(has(&update(&mut world), |e| matches!(e, Effect::Call { call: Call::Update { .. }, reply: Some(5), .. })));
+    world.exited(0);
+    assert!(
+        matches!(answer_to(&update(&mut world), 5), Some(Err(Refusal::Precondition(_)))),
+        "it is being cleared away"
+    );
+    world.retired();
+    assert!(has(&update(&mut world), |e| matches!(e, Effect::KeepLimits { reply: 5, .. })));
 }

@@ -16,6 +16,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::cgroup::{self, CgroupError};
 use crate::launch::merge_env;
 use crate::registry::{ExecSpec, Limits};
 use users::UserError;
@@ -117,6 +118,9 @@ pub enum SpecError {
     /// The hook that a private network needs is not installed.
     #[error("cannot find the program holdfast beside holdfastd, which brings up a private network's loopback: {0}")]
     Hook(String),
+    /// No place among the control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
 }
 
 /// A configuration, ready to be written.
@@ -137,17 +141,20 @@ pub fn build(id: &str, request: &pb::CreateRequest) -> Result<Built, SpecError> 
     for pair in &request.env {
         check_env(pair)?;
     }
-    let spec = match (request.bundle.as_str(), request.rootfs.as_str()) {
+    let mut spec = match (request.bundle.as_str(), request.rootfs.as_str()) {
         ("", "") => return Err(SpecError::Source),
         ("", rootfs) => {
             let root = directory("the root file system", rootfs)?;
             let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
-            let host = Host { open_files: hard, hook: hook()? };
+            let host = Host { open_files: hard, hook: hook()?, cgroup: cgroup::of_container(id)? };
             from_rootfs(id, &root, request, limits, &host)?
         }
-        (bundle, "") => from_bundle(id, &directory("the bundle", bundle)?, request, limits)?,
+        (bundle, "") => from_bundle(&cgroup::of_container(id)?, &directory("the bundle", bundle)?, request, limits)?,
         _ => return Err(SpecError::Source),
     };
+    if spec["process"]["oomScoreAdj"].is_null() {
+        spec["process"]["oomScoreAdj"] = json!(oom_score_adj());
+    }
     // Through the types and back: what leaves here is an OCI configuration.
     let path = || PathBuf::from("the configuration made here");
     let typed: Spec = serde_json::from_value(spec).map_err(|source| SpecError::Malformed { path: path(), source })?;
@@ -165,6 +172,16 @@ struct Host {
     open_files: u64,
     /// The program that brings up loopback.
     hook: PathBuf,
+    /// The container's control group.
+    cgroup: String,
+}
+
+/// How likely the kernel ends a container when memory is short, where nothing else is asked for: as it comes, and not what
+/// protects holdfastd from that, which a container would inherit. More likely than that where holdfastd is: going below
+/// needs a privilege.
+fn oom_score_adj() -> i32 {
+    let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
+    own.unwrap_or(0).max(0)
 }
 
 fn hook() -> Result<PathBuf, SpecError> {
@@ -233,6 +250,24 @@ pub fn resources(limits: &Limits) -> Vec<u8> {
     serde_json::to_vec(&typed).expect("plain data can be written")
 }
 
+/// An OCI configuration with other limits; what is not among these stays as it is.
+///
+/// # Errors
+/// [`SpecError::Malformed`] if it is none, which names no file of the user's.
+pub fn with_limits(spec: &str, limits: &Limits) -> Result<String, SpecError> {
+    let malformed = |source| SpecError::Malformed { path: "the container's configuration".into(), source };
+    // Through the types: what is written into is shaped as it should be.
+    let typed: Spec = serde_json::from_str(spec).map_err(malformed)?;
+    let mut spec = serde_json::to_value(typed).map_err(malformed)?;
+    for (kind, values) in resources_value(limits).as_object().into_iter().flatten() {
+        for (key, value) in values.as_object().into_iter().flatten() {
+            spec["linux"]["resources"][kind][key] = value.clone();
+        }
+    }
+    let typed: Spec = serde_json::from_value(spec).map_err(malformed)?;
+    serde_json::to_string_pretty(&typed).map_err(malformed)
+}
+
 fn from_rootfs(
     id: &str,
     root: &Path,
@@ -281,7 +316,7 @@ fn from_rootfs(
         "hostname": hostname,
         "mounts": default_mounts(),
         "linux": {
-            "cgroupsPath": format!("/holdfast/{id}"),
+            "cgroupsPath": host.cgroup,
             "namespaces": namespaces.iter().map(|kind| json!({ "type": kind })).collect::<Vec<_>>(),
             "resources": resources,
             "seccomp": seccomp::profile(),
@@ -380,7 +415,7 @@ fn volume_mount(volume: &str) -> Result<Value, SpecError> {
     Ok(json!({ "destination": target, "type": "bind", "source": source, "options": options }))
 }
 
-fn from_bundle(id: &str, bundle: &Path, request: &pb::CreateRequest, limits: Limits) -> Result<Value, SpecError> {
+fn from_bundle(cgroup: &str, bundle: &Path, request: &pb::CreateRequest, limits: Limits) -> Result<Value, SpecError> {
     let path = bundle.join("config.json");
     let bytes = regular::read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
     // Typed once, for an error that names the field; what the types do not know is not passed on.
@@ -404,6 +439,7 @@ fn from_bundle(id: &str, bundle: &Path, request: &pb::CreateRequest, limits: Lim
         cwd: request.cwd.clone(),
         user: request.user.clone(),
         terminal: request.terminal,
+        window: None,
         stdin: String::new(),
         stdout: String::new(),
         stderr: String::new(),
@@ -417,7 +453,7 @@ fn from_bundle(id: &str, bundle: &Path, request: &pb::CreateRequest, limits: Lim
         return Err(SpecError::Value { what: "the network", value: request.network.clone(), why });
     }
     if spec["linux"]["cgroupsPath"].as_str().is_none_or(str::is_empty) {
-        spec["linux"]["cgroupsPath"] = json!(format!("/holdfast/{id}"));
+        spec["linux"]["cgroupsPath"] = json!(cgroup);
     }
     if let Value::Object(changes) = resources_value(&limits) {
         for (name, value) in changes {
@@ -439,6 +475,9 @@ fn altered_process(process: &Process, root: &Path, wanted: &ExecSpec) -> Result<
     value["args"] = json!(wanted.command);
     value["env"] = json!(merge_env(&base, &wanted.env));
     value["terminal"] = json!(wanted.terminal);
+    if let Some((columns, rows)) = wanted.window {
+        value["consoleSize"] = json!({ "width": columns, "height": rows });
+    }
     if !wanted.cwd.is_empty() {
         value["cwd"] = json!(cwd(&wanted.cwd)?);
     }
@@ -483,11 +522,27 @@ mod tests {
     }
 
     fn host() -> Host {
-        Host { open_files: 4096, hook: "/opt/bin/holdfast".into() }
+        Host { open_files: 4096, hook: "/opt/bin/holdfast".into(), cgroup: "/holdfast/0123456789abcdef".into() }
     }
 
     fn made(request: &pb::CreateRequest) -> Value {
         from_rootfs("0123456789abcdef", Path::new("/"), request, Limits::default(), &host()).unwrap()
+    }
+
+    #[test]
+    fn other_limits_leave_everything_else_as_it_is() {
+        let mut spec = made(&request());
+        spec["linux"]["resources"]["memory"] = json!({ "limit": 1 << 30, "swap": -1 });
+        let limits = Limits { memory: Some(64 << 20), milli_cpus: Some(500), pids: None };
+        let changed: Value = serde_json::from_str(&with_limits(&spec.to_string(), &limits).unwrap()).unwrap();
+        let resources = &changed["linux"]["resources"];
+        assert_eq!(resources["memory"], json!({ "limit": 64 << 20, "swap": -1 }));
+        assert_eq!(resources["cpu"]["quota"], 50_000);
+        assert_eq!(resources["pids"], Value::Null);
+        assert_eq!(changed["process"]["args"], spec["process"]["args"]);
+        let bare = with_limits(r#"{"ociVersion":"1.0.2"}"#, &limits).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&bare).unwrap()["linux"]["resources"]["memory"]["limit"], 64 << 20);
+        assert!(with_limits(r#"{"ociVersion":"1.0.2","linux":"x"}"#, &limits).is_err());
     }
 
     #[test]
@@ -568,12 +623,14 @@ mod tests {
             cwd: "/tmp".into(),
             user: "7".into(),
             terminal: true,
+            window: Some((132, 43)),
             stdin: String::new(),
             stdout: String::new(),
             stderr: String::new(),
         };
         let process: Value = serde_json::from_slice(&exec_process(&config, &wanted).unwrap()).unwrap();
         assert_eq!(process["args"], json!(["/bin/sh"]));
+        assert_eq!(process["consoleSize"], json!({ "width": 132, "height": 43 }));
         assert_eq!((&process["cwd"], &process["terminal"]), (&json!("/tmp"), &json!(true)));
         assert_eq!(process["user"]["uid"], 7);
         let env = process["env"].to_string();

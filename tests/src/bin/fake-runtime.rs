@@ -35,10 +35,12 @@ struct Invocation {
     command: String,
     flags: Vec<(String, Option<String>)>,
     operands: Vec<String>,
+    /// Whether a process is somebody else's child from the first, who may reap it before this program ends.
+    makes_orphans: bool,
 }
 
 /// Flags that are followed by a value.
-const WITH_VALUE: [&str; 9] = [
+const WITH_VALUE: [&str; 13] = [
     "--root",
     "--log",
     "--log-format",
@@ -48,6 +50,10 @@ const WITH_VALUE: [&str; 9] = [
     "--process",
     "--format",
     "--resources",
+    "--image-path",
+    "--work-path",
+    "--parent-path",
+    "--empty-ns",
 ];
 
 impl Invocation {
@@ -69,7 +75,7 @@ impl Invocation {
         let command = if words.is_empty() { String::new() } else { words.remove(0) };
         let value = |name: &str| flags.iter().find(|(f, _)| f == name).and_then(|(_, v)| v.clone());
         let root = value("--root").map_or_else(|| PathBuf::from("/nonexistent"), PathBuf::from);
-        Self { root, log: value("--log").map(PathBuf::from), command, flags, operands: words }
+        Self { root, log: value("--log").map(PathBuf::from), command, flags, operands: words, makes_orphans: false }
     }
 
     fn has(&self, flag: &str) -> bool {
@@ -78,6 +84,15 @@ impl Invocation {
 
     fn value(&self, flag: &str) -> Option<&str> {
         self.flags.iter().find(|(f, _)| f == flag).and_then(|(_, v)| v.as_deref())
+    }
+
+    fn fork(&self, child: impl FnOnce()) -> Result<u32, String> {
+        let pid = if self.makes_orphans {
+            sys::fork_orphan(child).map_err(|e| e.to_string())?
+        } else {
+            sys::fork_child(child).map_err(|e| e.to_string())?
+        };
+        Ok(pid.as_raw().cast_unsigned())
     }
 
     fn container(&self) -> Result<Container, String> {
@@ -89,9 +104,11 @@ impl Invocation {
 fn main() -> ExitCode {
     let mut args: Vec<String> = env::args().collect();
     let program = PathBuf::from(args.remove(0));
-    note_call(&program, &args).unwrap();
-    let invocation = Invocation::parse(&args);
+    let mut invocation = Invocation::parse(&args);
+    // Before the call can be seen: whoever sees it may change the script for the next one.
     let behaviour = read_script(&program).remove(&invocation.command);
+    note_call(&program, &args).unwrap();
+    invocation.makes_orphans = matches!(behaviour, Some(Behaviour::OutlastProcess));
     match behave(&invocation, behaviour) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -111,18 +128,29 @@ fn behave(invocation: &Invocation, behaviour: Option<Behaviour>) -> Outcome {
             exit(3)
         }
         Some(Behaviour::FailAfterwards(message)) => perform(invocation).and(Err(message)),
+        Some(Behaviour::FailAndLeave(message)) => {
+            Command::new("/bin/sleep").arg("1000").spawn().map_err(|e| e.to_string())?;
+            Err(message)
+        }
+        Some(Behaviour::Die) => die(),
+        Some(Behaviour::DieAfterwards) => perform(invocation).and_then(|_| die()),
         Some(Behaviour::Hang) => forever(),
         Some(Behaviour::HangAfterwards) => perform(invocation).and_then(|_| forever()),
         Some(Behaviour::DoNothing) => Ok(()),
         Some(Behaviour::NoPidFile) => perform(invocation).map(|_| {
             let _ = fs::remove_file(invocation.value("--pid-file").unwrap());
         }),
-        Some(Behaviour::OutlastProcess) => perform(invocation).and_then(await_end),
+        Some(Behaviour::OutlastProcess) => perform(invocation).and_then(await_reaping),
         Some(Behaviour::WaitFor(file)) => {
             within(Duration::from_secs(60), || if file.exists() { Ok(()) } else { Err("the gate stays shut") })?;
             perform(invocation).map(|_| ())
         }
     }
+}
+
+fn die() -> ! {
+    let _ = kill(Pid::this(), Signal::SIGKILL);
+    forever()
 }
 
 fn forever() -> ! {
@@ -134,6 +162,13 @@ fn forever() -> ! {
 fn await_end(pid: u32) -> Outcome {
     within(Duration::from_secs(60), || {
         if process::is_alive(pid) { Err("the process does not end".into()) } else { Ok(()) }
+    })
+}
+
+/// Until its parent has collected it.
+fn await_reaping(pid: u32) -> Outcome {
+    within(Duration::from_secs(60), || {
+        if process::start_time(pid).is_some() { Err("the process is not reaped".into()) } else { Ok(()) }
     })
 }
 
@@ -162,6 +197,8 @@ fn perform(invocation: &Invocation) -> Result<u32, String> {
         "pause" => invocation.container()?.freeze(true).map(|()| 0),
         "resume" => invocation.container()?.freeze(false).map(|()| 0),
         "update" => invocation.container()?.update(invocation).map(|()| 0),
+        "checkpoint" => invocation.container()?.checkpoint(invocation).map(|()| 0),
+        "restore" => restore(invocation),
         "features" => {
             println!(r#"{{"ociVersionMin":"1.0.0","ociVersionMax":"1.0.2-dev"}}"#);
             Ok(0)
@@ -303,6 +340,20 @@ impl Container {
         }
     }
 
+    /// Of the process only that it lived is kept. As runc's, a container that ends with its checkpoint is gone.
+    fn checkpoint(&self, invocation: &Invocation) -> Outcome {
+        if !matches!(self.status()?, Status::Running | Status::Paused) {
+            return Err("Container cannot be checkpointed in stopped state".into());
+        }
+        let image = work_as_criu(invocation, "dump.log")?;
+        fs::write(image.join(IMAGE), &self.id).map_err(|e| e.to_string())?;
+        if invocation.has("--leave-running") {
+            return Ok(());
+        }
+        self.end()?;
+        fs::remove_dir_all(&self.dir).map_err(|e| e.to_string())
+    }
+
     fn update(&self, invocation: &Invocation) -> Outcome {
         let mut text = String::new();
         match invocation.value("--resources") {
@@ -319,6 +370,33 @@ fn send(pid: u32, number: i32) -> Outcome {
     kill(Pid::from_raw(pid.cast_signed()), signal).map_err(|e| e.desc().to_owned())
 }
 
+/// What a checkpoint consists of.
+const IMAGE: &str = "pstree.img";
+
+/// Makes the directories as runc does, and leaves a log as criu does. Returns that of the checkpoint.
+fn work_as_criu(invocation: &Invocation, log: &str) -> Result<PathBuf, String> {
+    let dir = |flag: &str| {
+        let path = PathBuf::from(invocation.value(flag).ok_or(format!("{flag} is wanted"))?);
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(format!("mkdir {}: {e}", path.display())),
+            _ => Ok(path),
+        }
+    };
+    let (image, work) = (dir("--image-path")?, dir("--work-path")?);
+    fs::write(work.join(log), "(00.000001) Error: so says criu\n").map_err(|e| e.to_string())?;
+    Ok(image)
+}
+
+/// The process begins anew, with nothing that would wait for `start`.
+fn restore(invocation: &Invocation) -> Result<u32, String> {
+    let image = work_as_criu(invocation, "restore.log")?;
+    if !image.join(IMAGE).exists() {
+        return Err(format!("criu failed: type NOTIFY errno 0\nlog file: {}", image.display()));
+    }
+    create(invocation)?;
+    invocation.container()?.start()
+}
+
 fn create(invocation: &Invocation) -> Result<u32, String> {
     let container = invocation.container()?;
     let bundle = PathBuf::from(invocation.value("--bundle").ok_or("--bundle is wanted")?);
@@ -332,13 +410,12 @@ fn create(invocation: &Invocation) -> Result<u32, String> {
     let fifo = container.dir.join("fifo");
     mkfifo(&fifo, Mode::S_IRWXU).map_err(|e| e.to_string())?;
     let terminal = process.open_terminal(invocation.value("--console-socket"))?;
-    let child = sys::fork_child(|| {
+    let pid = invocation.fork(|| {
         process.enter_session(terminal.as_deref());
         // Blocks until `start` opens the other end.
         drop(OpenOptions::new().read(true).open(&fifo));
         process.become_it();
-    });
-    let pid = child.map_err(|e| e.to_string())?.as_raw().cast_unsigned();
+    })?;
     let start_time = process::start_time(pid).ok_or("the process died")?;
     fs::write(container.dir.join("pid"), format!("{pid} {start_time}")).map_err(|e| e.to_string())?;
     write_pid_file(invocation, pid)?;
@@ -357,11 +434,10 @@ fn exec(invocation: &Invocation) -> Result<u32, String> {
     let spec: Value = serde_json::from_slice(&text).map_err(|e| format!("{path}: {e}"))?;
     let process = Process::from(&spec)?;
     let terminal = process.open_terminal(invocation.value("--console-socket"))?;
-    let child = sys::fork_child(|| {
+    let pid = invocation.fork(|| {
         process.enter_session(terminal.as_deref());
         process.become_it();
-    });
-    let pid = child.map_err(|e| e.to_string())?.as_raw().cast_unsigned();
+    })?;
     let mut execs = OpenOptions::new().create(true).append(true).open(container.dir.join("execs")).unwrap();
     writeln!(execs, "{pid}").map_err(|e| e.to_string())?;
     write_pid_file(invocation, pid)?;

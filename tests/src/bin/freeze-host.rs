@@ -11,6 +11,7 @@ use std::{env, fs, thread};
 use holdfast_proto::record::{Manager, run_dir};
 use holdfast_shim::driver::{Config, Shim, chain, socket_path};
 use holdfast_shim::freeze::{FreezeError, Frozen};
+use holdfast_shim::io::spill::policy::OutputSettings;
 use holdfast_shim::sys::process::become_subreaper;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -39,11 +40,12 @@ fn main() {
         executable: env::current_exe().unwrap(),
         runtime_deadline: Duration::from_secs(60),
         drain_deadline: Duration::from_secs(5),
+        output: OutputSettings::load().unwrap(),
     };
     become_subreaper().unwrap();
     let listener = UnixListener::bind(socket_path(address)).unwrap();
     // As in the shim itself: one more thread, and only while a disk is waited for.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
         let shim = Shim::serve(config, listener.into()).unwrap();
         println!("ready");

@@ -198,6 +198,7 @@ impl Cgroup {
         let mut others = resources.clone();
         let rules = others.devices().clone().unwrap_or_default();
         others.set_devices(None);
+        let weight = self.unified_dir().and_then(|dir| take_io_weight(&mut others, dir));
         if others != LinuxResources::default() {
             let options = ControllerOpt {
                 resources: &others,
@@ -208,6 +209,10 @@ impl Cgroup {
             self.manager()?
                 .apply(&options)
                 .map_err(|error| Failure::Cgroup { what: "apply the limits", reason: chain(&error) })?;
+        }
+        if let (Some(weight), Some(dir)) = (weight, self.unified_dir()) {
+            let file = dir.join("io.weight");
+            fs::write(&file, weight.to_string()).map_err(Failure::file("write the weight to", file))?;
         }
         if rules.is_empty() {
             return Ok(());
@@ -499,6 +504,22 @@ fn below(base: &Path, path: &Path) -> PathBuf {
     base.join(path.strip_prefix("/").unwrap_or(path))
 }
 
+/// Takes the weight out of the limits where it goes to `io.weight`: libcgroups' conversion is done in 16 bits and overflows.
+fn take_io_weight(resources: &mut LinuxResources, dir: &Path) -> Option<u32> {
+    if dir.join("io.bfq.weight").exists() {
+        return None;
+    }
+    let block = resources.block_io_mut().as_mut()?;
+    let weight = block.weight().filter(|&weight| weight > 0)?;
+    block.set_weight(None);
+    Some(io_weight(weight))
+}
+
+/// From the specification's range, 10 to 1000, to that of `io.weight`, 1 to 10,000; runc and crun convert alike.
+fn io_weight(weight: u16) -> u32 {
+    1 + u32::from(weight.saturating_sub(10)) * 9999 / 990
+}
+
 /// The v1 hierarchies that libcgroups joins, from `/proc/self/cgroup`: their controllers and the directory below the
 /// root at which each is mounted.
 fn joined_hierarchies(own: &str, is_mounted: impl Fn(&str) -> bool) -> Vec<(Vec<String>, String)> {
@@ -602,6 +623,11 @@ mod tests {
             below(Path::new("/sys/fs/cgroup/cpu"), &clean(Path::new("../../x"))),
             Path::new("/sys/fs/cgroup/cpu/x")
         );
+    }
+
+    #[test]
+    fn a_weight_is_converted_over_its_whole_range() {
+        assert_eq!([10, 300, 500, 1000, 0].map(io_weight), [1, 2930, 4950, 10_000, 1]);
     }
 
     #[test]

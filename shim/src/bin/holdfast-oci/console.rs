@@ -95,7 +95,8 @@ impl Console {
     }
 }
 
-fn window(rows: u64, columns: u64) -> libc::winsize {
+/// A size as the kernel wants it; what is larger than that can be is as large as can be.
+pub(crate) fn window(rows: u64, columns: u64) -> libc::winsize {
     let clamp = |cells: u64| u16::try_from(cells).unwrap_or(u16::MAX);
     libc::winsize { ws_row: clamp(rows), ws_col: clamp(columns), ws_xpixel: 0, ws_ypixel: 0 }
 }

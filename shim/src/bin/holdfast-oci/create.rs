@@ -16,6 +16,7 @@ use crate::cgroup::Cgroup;
 use crate::cli::{CreateArgs, Global};
 use crate::console::Console;
 use crate::error::Failure;
+use crate::host_dev::HostDev;
 use crate::keyring;
 use crate::launch::{Launch, kill_children};
 use crate::log::Log;
@@ -161,7 +162,7 @@ fn prepare_dev(spec: &Spec, rootfs: &Path) -> Result<(), Failure> {
 /// Makes everything that `undo` undoes.
 fn make(
     container: &mut Container,
-    spec: Spec,
+    mut spec: Spec,
     payload: Payload,
     mut console: Option<Console>,
     args: &CreateArgs,
@@ -179,6 +180,7 @@ fn make(
         keyring::join(&record.id)?;
     }
     let changes = mounts::changes(&spec, record.cgroup.unified);
+    let host_dev = HostDev::take(&mut spec)?;
     let owner = stdio_owner(&spec);
     let spec = Rc::new(spec);
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -205,6 +207,9 @@ fn make(
         // libcgroups allows devices of its own choice each time it sets a limit; the rules put that right.
         limits.set_devices(resources.and_then(|resources| resources.devices().clone()));
         record.cgroup.limit(&limits)?;
+    }
+    if let Some(host_dev) = host_dev {
+        host_dev.put(pid)?;
     }
     mounts::apply(pid, &changes)?;
     if let Some(linux) = spec.linux() {

@@ -19,6 +19,7 @@ use crate::keyring;
 use crate::launch::Launch;
 use crate::log::Log;
 use crate::normalize;
+use crate::payload::Payload;
 use crate::process::{Life, ProcessName};
 use crate::record::{Container, RunRoot, Status};
 use crate::run::exit_code;
@@ -38,7 +39,7 @@ pub(crate) fn run(global: &Global, args: &ExecArgs, log: &Log) -> Result<u8, Fai
         process.set_exec_cpu_affinity(spec.process().as_ref().and_then(|process| process.exec_cpu_affinity().clone()));
     }
     spec_check::process(&process)?;
-    let payload = normalize::process(&mut process);
+    let payload = Payload { sizes_terminal: true, ..normalize::process(&mut process) };
     let mut console = Console::prepare(&process, args.console_socket.as_deref(), args.detach)?;
     if container.record.new_keyring {
         keyring::join(&args.id)?;

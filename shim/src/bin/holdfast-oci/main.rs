@@ -23,6 +23,7 @@ mod error;
 mod exec;
 mod features;
 mod hooks;
+mod host_dev;
 mod keyring;
 mod kill;
 mod launch;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         }
     };
     let log = log::Log::new(&cli.global);
+    leave_a_directory_that_is_gone();
     match dispatch(&cli, &log) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -74,6 +76,14 @@ fn main() -> ExitCode {
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// Goes to the root directory if the working directory was removed: the shim of a group stays in the bundle of its first
+/// container, which may be the first to be deleted, and libcontainer wants to come back to where it was.
+fn leave_a_directory_that_is_gone() {
+    if std::env::current_dir().is_err() {
+        let _ = std::env::set_current_dir("/");
     }
 }
 

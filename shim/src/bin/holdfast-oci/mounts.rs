@@ -47,10 +47,8 @@ fn changes_of(mount: &Mount, unified: bool) -> Vec<Change> {
         .collect();
     let cgroup = mount.typ().as_deref() == Some("cgroup") && !unified;
     if cgroup {
-        let attr_set =
-            FLAGS.iter().filter(|(name, _)| options.iter().any(|option| option == name)).map(|(_, attr)| attr).sum();
         // The hierarchies get none of the mount's flags.
-        let attr = MountAttr { attr_set, ..MountAttr::default() };
+        let attr = MountAttr { attr_set: attributes(options), ..MountAttr::default() };
         changes.push(Change { destination: mount.destination().clone(), recursive: true, attr });
     }
     if is_read_only(options) && (cgroup || mount.destination() == Path::new("/dev")) {
@@ -59,6 +57,11 @@ fn changes_of(mount: &Mount, unified: bool) -> Vec<Change> {
         changes.push(Change { destination: mount.destination().clone(), recursive: cgroup, attr });
     }
     changes
+}
+
+/// The attributes of `nosuid`, `nodev` and `noexec`.
+pub(crate) fn attributes(options: &[String]) -> u64 {
+    FLAGS.iter().filter(|(name, _)| options.iter().any(|option| option == name)).map(|(_, attr)| attr).sum()
 }
 
 /// The last of `ro` and `rw` counts.

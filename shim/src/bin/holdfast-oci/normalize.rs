@@ -22,7 +22,7 @@ pub(crate) fn spec(spec: &mut Spec) -> Payload {
     }
     match spec.process_mut() {
         Some(process) => self::process(process),
-        None => Payload { home_missing: false },
+        None => Payload::default(),
     }
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn process(process: &mut Process) -> Payload {
         env.retain(|entry| entry != "HOME=");
         env.push("HOME=/".to_owned());
     }
-    Payload { home_missing }
+    Payload { home_missing, ..Payload::default() }
 }
 
 fn all_sets(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {

@@ -15,13 +15,16 @@ use nix::sys::stat::{SFlag, fstat, makedev};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve};
 use oci_spec::runtime::{Process, Spec};
 
-use crate::sys;
+use crate::{console, sys};
 
 /// Executes `process.args` with `process.env`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Payload {
     /// `HOME` was not given: it is looked up in the container's `/etc/passwd`.
     pub(crate) home_missing: bool,
+    /// Whether the size of its terminal is set from within, as the last thing before it begins: an exec waits for nobody
+    /// who sets it from outside. Not of a first process, which somebody may have given another size before the start.
+    pub(crate) sizes_terminal: bool,
 }
 
 impl Executor for Payload {
@@ -42,6 +45,12 @@ impl Executor for Payload {
         let env = c_strings(&self.environment(process))?;
         let failed = |errno: Errno| ExecutorError::Other(describe("exec", &args[0].to_string_lossy(), errno));
         sys::reset_signals().map_err(failed)?;
+        if let Some(size) =
+            process.console_size().filter(|size| self.sizes_terminal && size.height() > 0 && size.width() > 0)
+        {
+            // A filter may forbid it; then the terminal gets its size a moment later, from outside.
+            let _ = sys::set_window_size(std::io::stdin().as_fd(), console::window(size.height(), size.width()));
+        }
         own_null_device();
         match execve(&program, &args, &env) {
             Ok(never) => match never {},

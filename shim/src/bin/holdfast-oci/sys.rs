@@ -4,6 +4,8 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -295,6 +297,42 @@ pub(crate) fn mount_setattr(dir: RawFd, path: &CStr, flags: libc::c_int, attr: &
     let value = unsafe {
         libc::syscall(libc::SYS_mount_setattr, dir, path.as_ptr(), flags, &raw const *attr, size_of::<MountAttr>())
     };
+    check(value).map(drop)
+}
+
+/// `open_tree(2)`, close-on-exec.
+///
+/// # Errors
+/// As the call.
+pub(crate) fn open_tree(path: &Path, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+    let path = c_string(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let flags = flags | libc::O_CLOEXEC.cast_unsigned();
+    // SAFETY: the path is a terminated string.
+    let value = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    check(value).map(own)
+}
+
+/// `move_mount(2)` of what a descriptor names to a path.
+///
+/// # Errors
+/// As the call.
+pub(crate) fn move_mount(mount: BorrowedFd<'_>, to: &Path) -> Result<(), Errno> {
+    let to = c_string(to.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let (from, flags) = (mount.as_raw_fd(), libc::MOVE_MOUNT_F_EMPTY_PATH);
+    // SAFETY: both paths are terminated strings.
+    let value = unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) };
+    check(value).map(drop)
+}
+
+/// As [`move_mount`], onto what another descriptor names.
+///
+/// # Errors
+/// As the call.
+pub(crate) fn move_mount_onto(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    let (from, to, empty) = (mount.as_raw_fd(), target.as_raw_fd(), c"".as_ptr());
+    // SAFETY: both paths are terminated strings.
+    let value = unsafe { libc::syscall(libc::SYS_move_mount, from, empty, to, empty, flags) };
     check(value).map(drop)
 }
 

@@ -1,14 +1,14 @@
 //! The order rules of the module, by name.
 
-use super::words::{INIT, Story, asker, broken, exit, task};
-use crate::lifecycle::{Failure, FailureKind, Input, Verb};
+use super::words::{FROM_CHECKPOINT, INIT, Story, asker, broken, exit, task};
+use crate::lifecycle::{Exit, ExitStatus, Failure, FailureKind, Input, ProcessId, Request, Verb};
 
 const NOTHING: [&str; 0] = [];
 
 // Start before exit.
 
 #[test]
-fn a_process_that_dies_before_create_returns_is_announced_as_created_first() {
+fn trap_05_a_process_that_dies_before_create_returns_is_announced_as_created_first() {
     let mut story = Story::creating();
     assert_eq!(story.exited(INIT, 3), NOTHING);
     assert_eq!(
@@ -19,7 +19,7 @@ fn a_process_that_dies_before_create_returns_is_announced_as_created_first() {
 }
 
 #[test]
-fn a_process_that_dies_before_start_returns_is_announced_as_started_first() {
+fn trap_01_a_process_that_dies_before_start_returns_is_announced_as_started_first() {
     let mut story = Story::created();
     story.ask("", Verb::Wait);
     story.ask("", Verb::Start);
@@ -32,7 +32,7 @@ fn a_process_that_dies_before_start_returns_is_announced_as_started_first() {
 }
 
 #[test]
-fn an_exec_that_dies_before_its_start_returns_is_announced_as_started_first() {
+fn trap_01_an_exec_that_dies_before_its_start_returns_is_announced_as_started_first() {
     let mut story = Story::running();
     story.ask("e", Verb::Exec);
     story.ask("e", Verb::Wait);
@@ -70,7 +70,7 @@ fn an_exit_is_kept_only_while_a_call_is_in_flight_that_may_name_its_pid() {
 // Init last.
 
 #[test]
-fn the_exit_of_init_waits_for_the_execs_that_run() {
+fn trap_02_the_exit_of_init_waits_for_the_execs_that_run() {
     let mut story = Story::running().with_exec("a", 20).with_exec("b", 21);
     story.ask("", Verb::Wait);
     assert_eq!(story.exited(INIT, 7), NOTHING);
@@ -82,7 +82,7 @@ fn the_exit_of_init_waits_for_the_execs_that_run() {
 }
 
 #[test]
-fn the_exit_of_init_waits_for_an_exec_that_starts() {
+fn trap_02_the_exit_of_init_waits_for_an_exec_that_starts() {
     let mut story = Story::running();
     story.ask("e", Verb::Exec);
     story.ask("e", Verb::Start);
@@ -105,7 +105,7 @@ fn the_exit_of_init_is_told_when_the_last_exec_fails_to_start() {
 }
 
 #[test]
-fn the_exit_of_init_does_not_wait_for_execs_that_do_not_run() {
+fn trap_03_the_exit_of_init_does_not_wait_for_execs_that_do_not_run() {
     let mut story = Story::running().with_exec("ended", 20);
     story.exited(20, 0);
     story.ask("added", Verb::Exec);
@@ -113,7 +113,7 @@ fn the_exit_of_init_does_not_wait_for_execs_that_do_not_run() {
 }
 
 #[test]
-fn no_exec_starts_once_init_was_reaped_even_before_its_start_returned() {
+fn trap_04_no_exec_starts_once_init_was_reaped_even_before_its_start_returned() {
     let mut story = Story::created();
     story.ask("e", Verb::Exec);
     story.ask("", Verb::Start);
@@ -125,7 +125,7 @@ fn no_exec_starts_once_init_was_reaped_even_before_its_start_returned() {
 // A shared pid namespace.
 
 #[test]
-fn with_shared_pids_the_death_of_init_kills_the_rest() {
+fn trap_27_with_shared_pids_the_death_of_init_kills_the_rest() {
     let mut story = Story::running_with_shared_pids().with_exec("e", 20);
     assert_eq!(story.exited(INIT, 7), ["errand begin kill all 9"]);
     // That it fails is no news for anybody.
@@ -149,7 +149,7 @@ fn with_shared_pids_an_exec_that_was_starting_meanwhile_is_killed_too() {
 }
 
 #[test]
-fn with_pids_of_its_own_the_kernel_kills_the_rest() {
+fn trap_27_with_pids_of_its_own_the_kernel_kills_the_rest() {
     let mut story = Story::running().with_exec("e", 20);
     assert_eq!(story.exited(INIT, 7), NOTHING);
 }
@@ -157,7 +157,7 @@ fn with_pids_of_its_own_the_kernel_kills_the_rest() {
 // Freezing.
 
 #[test]
-fn what_is_left_of_a_frozen_container_is_thawed_when_init_dies() {
+fn trap_28_what_is_left_of_a_frozen_container_is_thawed_when_init_dies() {
     let mut story = Story::paused();
     assert_eq!(story.exited(INIT, 137), ["errand begin resume", "output ends init", "save", "publish exit init 137"]);
     assert_eq!(story.ok("resume"), NOTHING);
@@ -165,7 +165,7 @@ fn what_is_left_of_a_frozen_container_is_thawed_when_init_dies() {
 }
 
 #[test]
-fn a_pause_that_is_under_way_when_init_dies_is_undone_after_it_and_not_beside_it() {
+fn trap_28_a_pause_that_is_under_way_when_init_dies_is_undone_after_it_and_not_beside_it() {
     let mut story = Story::running();
     story.ask("", Verb::Pause);
     assert_eq!(story.exited(INIT, 137), ["output ends init", "save", "publish exit init 137"]);
@@ -257,7 +257,7 @@ fn changes_of_an_exec_have_their_turns_in_the_order_of_their_arrival() {
 }
 
 #[test]
-fn neither_execs_nor_init_wait_for_each_other() {
+fn trap_06_neither_execs_nor_init_wait_for_each_other() {
     let mut story = Story::running().with_exec("a", 20);
     story.ask("b", Verb::Exec);
     story.ask("b", Verb::Start);
@@ -272,19 +272,75 @@ fn neither_execs_nor_init_wait_for_each_other() {
 fn a_failed_create_is_undone_and_answers_all_who_waited_for_it() {
     let mut story = Story::creating();
     story.ask("", Verb::Start);
-    story.ask("", Verb::Delete);
-    assert_eq!(story.done("create", Err(broken())), ["#1 begin delete by force"]);
-    assert_eq!(story.done("delete by force", Err(broken())), ["#1 begin unmount"]);
-    assert_eq!(story.ok("unmount"), ["release init", "forget", "#1 failed: broken", "#2 no task", "#3 no task"]);
+    story.ask("", Verb::Update);
+    assert_eq!(story.done("create", Err(broken())), ["errand begin delete by force"]);
+    assert_eq!(story.done("delete by force", Err(broken())), ["errand begin sweep"]);
+    assert_eq!(story.ok("sweep"), ["release init", "forget", "#1 failed: broken", "#2 no task", "#3 no task"]);
     assert!(story.life.is_empty());
-    assert_eq!(story.ask("", Verb::Create { shared_pids: false })[1], "#4 begin mount", "the id is free again");
+    assert_eq!(
+        story.ask("", Verb::Create { shared_pids: false, from_checkpoint: false })[1],
+        "#4 begin mount",
+        "the id is free again"
+    );
 }
 
 #[test]
-fn a_failed_mount_leaves_nothing_to_undo() {
+fn a_create_of_what_the_runtime_has_already_leaves_that_alone() {
+    let mut story = Story::creating();
+    let exists = Failure { kind: FailureKind::AlreadyExists, text: "exists".to_owned() };
+    assert_eq!(story.done("create", Err(exists)), ["errand begin unmount"], "no delete by force");
+    assert_eq!(story.ok("unmount"), ["release init", "forget", "#1 failed: exists"]);
+}
+
+#[test]
+fn a_create_that_is_deleted_under_way_is_undone_and_the_shutdown_that_came_with_it_is_kept() {
+    for step in ["mount", "create"] {
+        let mut story = if step == "mount" { Story::default() } else { Story::creating() };
+        if step == "mount" {
+            story.ask("", Verb::Create { shared_pids: false, from_checkpoint: false });
+        }
+        assert_eq!(story.ask("", Verb::Delete), ["#2 no task"], "at once");
+        assert_eq!(story.ask("", Verb::Shutdown), ["#3 ok"]);
+        let pid = (step == "create").then_some(INIT);
+        let undone = story.done(step, Ok(pid));
+        let last = if step == "create" {
+            assert_eq!(undone, ["errand begin delete by force"]);
+            story.ok("delete by force");
+            "sweep"
+        } else {
+            "unmount"
+        };
+        assert_eq!(
+            story.ok(last),
+            ["release init", "forget", "#1 failed: deleted while it was being created", "stop"],
+            "nothing was announced"
+        );
+    }
+}
+
+#[test]
+fn a_create_that_follows_one_that_was_deleted_under_way_keeps_the_shim() {
+    let mut story = Story::creating();
+    story.ask("", Verb::Delete);
+    story.ask("", Verb::Shutdown);
+    let other = Request {
+        asker: asker(9),
+        task: task("other"),
+        process: ProcessId::Init,
+        verb: Verb::Create { shared_pids: false, from_checkpoint: false },
+    };
+    story.handle(Input::Request(other));
+    story.done("create", Ok(Some(INIT)));
+    story.ok("delete by force");
+    assert!(!story.ok("sweep").contains(&"stop".to_owned()));
+}
+
+#[test]
+fn a_failed_mount_is_undone_as_it_may_have_been_killed() {
     let mut story = Story::default();
-    story.ask("", Verb::Create { shared_pids: false });
-    assert_eq!(story.done("mount", Err(broken())), ["release init", "forget", "#1 failed: broken"]);
+    story.ask("", Verb::Create { shared_pids: false, from_checkpoint: false });
+    assert_eq!(story.done("mount", Err(broken())), ["errand begin unmount"]);
+    assert_eq!(story.done("unmount", Err(broken())), ["release init", "forget", "#1 failed: broken"]);
     assert!(story.life.is_empty());
 }
 
@@ -331,7 +387,7 @@ fn deleting_an_exec_answers_everybody_who_still_waits_for_it() {
 }
 
 #[test]
-fn waiters_of_an_exec_that_fails_to_start_are_told_so_and_it_can_be_started_again() {
+fn trap_09_waiters_of_an_exec_that_fails_to_start_are_told_so_once_and_it_can_be_started_again() {
     let mut story = Story::running();
     story.ask("e", Verb::Exec);
     story.ask("e", Verb::Wait);
@@ -383,12 +439,42 @@ fn delete_of_a_created_task_tells_the_exit_before_the_delete_and_completes_waite
     let mut story = Story::created();
     story.ask("", Verb::Wait);
     assert_eq!(story.ask("", Verb::Delete), ["#3 begin delete by force"]);
-    assert_eq!(story.ok("delete by force"), NOTHING, "the exit is on its way");
+    assert_eq!(story.ok("delete by force"), ["errand begin end 10"], "the exit is on its way");
     assert_eq!(
         story.exited(INIT, 137),
         ["output ends init", "save", "publish exit init 137", "#2 exit 137", "#3 begin unmount"]
     );
+    assert_eq!(story.done("end 10", Err(broken())), NOTHING, "it was overtaken");
     assert_eq!(story.ok("unmount").last().unwrap(), "#3 deleted 10 137");
+}
+
+#[test]
+fn delete_of_a_created_task_that_does_not_end_fails_and_can_be_repeated() {
+    let mut story = Story::created();
+    story.ask("", Verb::Delete);
+    story.ok("delete by force");
+    story.ask("", Verb::Start);
+    assert_eq!(
+        story.done("end 10", Err(broken())),
+        ["#2 failed: broken", "#3 begin start"],
+        "and others have their turn"
+    );
+    story.done("start", Err(broken()));
+    let gone = Failure { kind: FailureKind::NotFound, text: "container does not exist".to_owned() };
+    story.ask("", Verb::Delete);
+    assert_eq!(story.done("delete by force", Err(gone)), ["errand begin end 10"]);
+    assert_eq!(story.exited(INIT, 137).last().unwrap(), "#4 begin unmount");
+    assert_eq!(story.ok("unmount").last().unwrap(), "#4 deleted 10 137");
+}
+
+#[test]
+fn delete_of_a_created_task_never_kills_a_pid_that_is_free_again() {
+    let mut story = Story::created();
+    story.settles_late = true;
+    story.ask("", Verb::Delete);
+    story.exited(INIT, 137);
+    assert_eq!(story.ok("delete by force"), ["errand begin end 0"], "it is reaped and being heard out");
+    assert_eq!(story.ok("settle"), ["save", "publish exit init 137", "#2 begin unmount"]);
 }
 
 #[test]
@@ -424,7 +510,7 @@ fn the_outcome_of_an_earlier_life_means_nothing_to_a_task_of_the_same_name() {
     story.ok("drain");
     story.ok("delete");
     story.ok("unmount");
-    story.ask("", Verb::Create { shared_pids: false });
+    story.ask("", Verb::Create { shared_pids: false, from_checkpoint: false });
     assert_eq!(story.done("kill all 9", Err(broken())), NOTHING);
     assert_eq!(story.in_flight(), ["mount"]);
 }
@@ -442,6 +528,12 @@ fn what_is_known_of_a_task_begins_with_its_creation_and_ends_with_its_deletion()
 }
 
 #[test]
+fn trap_37_the_socket_is_closed_before_a_shutdown_is_answered() {
+    let mut story = Story::default();
+    assert_eq!(story.ask("", Verb::Shutdown), ["stop", "#1 ok"], "who has the answer may run `start` at once");
+}
+
+#[test]
 fn an_exit_is_told_only_when_the_process_was_heard_out() {
     let mut story = Story::running().with_exec("e", 20);
     story.settles_late = true;
@@ -453,7 +545,7 @@ fn an_exit_is_told_only_when_the_process_was_heard_out() {
     assert_eq!(told.len(), 3, "{told:?}");
     assert_eq!(told[0], "save");
     let heard = story.exited(INIT, 4);
-    assert_eq!(heard, ["output ends init", "errand begin settle"]);
+    assert_eq!(heard, ["output ends init", "count oom kills for the last time", "errand begin settle"]);
     let told = story.ok("settle");
     assert_eq!(told[0], "save");
     assert!(told[1].starts_with("publish"), "{told:?}");
@@ -472,4 +564,163 @@ fn a_process_that_is_heard_out_is_not_signalled_any_more() {
     assert_eq!(story.in_flight(), ["settle e"]);
     story.ok("settle e");
     assert_eq!(story.in_flight(), ["settle"]);
+}
+
+// Out of memory before exit.
+
+fn out_of_memory(at_unix_ns: u64) -> Input {
+    Input::OutOfMemory { task: task("c"), victims: 1, at_unix_ns }
+}
+
+#[test]
+fn who_was_killed_when_somebody_was_killed_for_want_of_memory_lacked_it() {
+    const SECOND: u64 = 1_000_000_000;
+    let killed = |story: &Story| story.life.processes(&task("c")).iter().map(|p| p.oom_killed).collect::<Vec<_>>();
+    let mut story = Story::running().with_exec("e", 20).with_exec("f", 21).with_exec("g", 22);
+    let exited = |story: &mut Story, pid, code, seconds: u64| {
+        let exit = Exit { status: ExitStatus::exited(code), at_unix_ns: seconds * SECOND };
+        story.handle(Input::Exited { pid, exit });
+    };
+    exited(&mut story, 20, 137, 1);
+    story.handle(out_of_memory(10 * SECOND));
+    exited(&mut story, 21, 1, 10);
+    exited(&mut story, 22, 137, 11);
+    // Nobody was killed for want of memory with the first, the second was not killed, and the third was.
+    assert_eq!(killed(&story), [false, false, false, true]);
+    exited(&mut story, INIT, 137, 100);
+    assert_eq!(killed(&story), [false, false, false, true], "a status alone says nothing");
+    assert_eq!(story.life.times_out_of_memory(&task("c")), 1);
+    let mut story = Story::running().with_exec("e", 20).with_exec("f", 21);
+    story.handle(out_of_memory(10 * SECOND));
+    exited(&mut story, 20, 137, 10);
+    exited(&mut story, 21, 137, 10);
+    assert_eq!(killed(&story), [false, true, false], "as many as were counted");
+    exited(&mut story, INIT, 137, 11);
+    assert_eq!(killed(&story), [true, true, false], "its death takes the execs along, and theirs is seen first");
+    let mut story = Story::running();
+    story.handle(out_of_memory(10 * SECOND));
+    exited(&mut story, INIT, 137, 10);
+    assert_eq!(killed(&story), [true]);
+}
+
+#[test]
+fn who_may_have_lacked_memory_is_counted_before_its_exit_is_told() {
+    let mut story = Story::running().with_exec("e", 20).with_exec("f", 21);
+    story.settles_late = true;
+    assert_eq!(story.exited(20, 137), ["output ends e", "count oom kills", "errand begin settle e"]);
+    assert_eq!(story.handle(out_of_memory(0)), ["save", "publish oom"]);
+    assert_eq!(story.ok("settle e")[..2], ["save", "publish exit e 137"]);
+    assert_eq!(story.exited(21, 1), ["output ends f", "errand begin settle f"], "nobody was killed");
+    story.ok("settle f");
+    let counted = ["output ends init", "count oom kills for the last time", "errand begin settle"];
+    assert_eq!(story.exited(INIT, 1), counted, "its child may have been");
+    assert_eq!(story.handle(out_of_memory(0)), ["save", "publish oom"]);
+    assert_eq!(story.ok("settle"), ["save", "publish exit init 1"]);
+}
+
+#[test]
+fn nothing_is_said_of_memory_before_create_and_after_exit() {
+    assert_eq!(Story::default().handle(out_of_memory(0)), NOTHING, "an unknown task");
+    assert_eq!(Story::creating().handle(out_of_memory(0)), NOTHING);
+    for mut story in [Story::created(), Story::running(), Story::paused()] {
+        assert_eq!(story.handle(out_of_memory(0)), ["save", "publish oom"]);
+    }
+    let mut story = Story::stopped(137);
+    assert_eq!(story.handle(out_of_memory(0)), NOTHING);
+}
+
+// Checkpoints.
+
+#[test]
+fn what_is_created_from_a_checkpoint_has_no_process_until_it_is_restored() {
+    let mut story = Story::default();
+    assert_eq!(story.ask("", FROM_CHECKPOINT), ["#1 adopt init", "#1 begin mount"]);
+    assert_eq!(story.ok("mount"), ["save", "publish create 0", "#1 pid 0"]);
+    story.ask("", Verb::Wait);
+    assert_eq!(story.ask("", Verb::Start), ["#3 begin restore"]);
+    assert_eq!(story.done("restore", Ok(Some(INIT))), ["save", "publish start 10", "#3 pid 10"]);
+    assert_eq!(story.exited(INIT, 7), ["output ends init", "save", "publish exit init 7", "#2 exit 7"]);
+}
+
+#[test]
+fn a_restored_process_that_dies_before_restore_returns_is_announced_as_started_first() {
+    let mut story = Story::restoring();
+    assert_eq!(story.exited(INIT, 3), NOTHING);
+    assert_eq!(
+        story.done("restore", Ok(Some(INIT))),
+        ["save", "publish start 10", "#2 pid 10", "output ends init", "save", "publish exit init 3"]
+    );
+}
+
+#[test]
+fn a_failed_restore_is_undone_and_another_may_be_tried() {
+    let mut story = Story::restoring();
+    story.ask("", Verb::Kill { signal: 15, all: false });
+    assert_eq!(story.done("restore", Err(broken())), ["errand begin delete by force"]);
+    assert_eq!(story.done("delete by force", Err(broken())), ["#2 failed: broken", "#3 begin kill 15"]);
+    story.ok("kill 15");
+    assert_eq!(story.ask("", Verb::State), ["#4 created"]);
+    assert_eq!(story.ask("", Verb::Start), ["#5 begin restore"]);
+    assert_eq!(story.done("restore", Ok(Some(INIT))), ["save", "publish start 10", "#5 pid 10"]);
+}
+
+#[test]
+fn a_restore_over_a_container_of_that_name_leaves_it_alone() {
+    let taken = Failure { kind: FailureKind::AlreadyExists, text: "taken".to_owned() };
+    let mut story = Story::restoring();
+    assert_eq!(story.done("restore", Err(taken)), ["#2 failed: taken"]);
+    assert_eq!(story.ask("", Verb::State), ["#3 created"]);
+}
+
+#[test]
+fn what_was_never_restored_is_deleted_without_the_runtime() {
+    let mut story = Story::from_checkpoint();
+    story.ask("", Verb::Wait);
+    assert_eq!(story.ask("", Verb::Delete), ["#3 begin unmount"]);
+    assert_eq!(
+        story.ok("unmount"),
+        ["release init", "forget", "publish delete 0 0", "#3 deleted 0 0", "#2 no task"],
+        "no exit is told of what never ran"
+    );
+    assert!(story.life.is_empty());
+}
+
+#[test]
+fn a_failed_unmount_of_what_was_never_restored_can_be_repeated() {
+    let mut story = Story::from_checkpoint();
+    story.ask("", Verb::Delete);
+    assert_eq!(story.done("unmount", Err(broken())), ["#2 failed: broken"]);
+    assert_eq!(story.ask("", Verb::Delete), ["#3 begin unmount"]);
+}
+
+#[test]
+fn a_checkpoint_is_announced_and_what_it_ends_goes_the_way_of_every_exit() {
+    let mut story = Story::running();
+    story.ask("", Verb::Wait);
+    story.ask("", Verb::Checkpoint);
+    assert_eq!(story.exited(INIT, 137), ["output ends init", "save", "publish exit init 137", "#3 exit 137"]);
+    assert_eq!(story.ok("checkpoint"), ["publish checkpointed for #4", "#4 ok"]);
+    assert_eq!(story.ask("", Verb::Checkpoint), ["#5 wrong state"]);
+}
+
+#[test]
+fn a_failed_checkpoint_changes_nothing() {
+    for (mut story, before) in [(Story::running(), "running"), (Story::paused(), "paused")] {
+        let words = story.ask("", Verb::Checkpoint);
+        assert!(words[0].ends_with("begin checkpoint"), "{words:?}");
+        let words = story.done("checkpoint", Err(broken()));
+        assert!(matches!(&words[..], [only] if only.ends_with("failed: broken")), "{words:?}");
+        assert!(story.ask("", Verb::State)[0].ends_with(before));
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_killed_leaves_nothing_frozen_that_was_not() {
+    let late = Failure { kind: FailureKind::Deadline, text: "too late".to_owned() };
+    let mut story = Story::running();
+    story.ask("", Verb::Checkpoint);
+    assert_eq!(story.done("checkpoint", Err(late.clone())), ["#3 failed: too late", "errand begin resume"]);
+    let mut story = Story::paused();
+    story.ask("", Verb::Checkpoint);
+    assert_eq!(story.done("checkpoint", Err(late)), ["#4 failed: too late"]);
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::table::VERBS;
 use super::words::{asker, broken, exit, process, task, words};
 use crate::lifecycle::{
     Asker, CallId, Effect, Event, Exit, Input, Lifecycle, Outcome, Pid, ProcessId, Refusal, Reply, Request, TaskId,
@@ -111,10 +112,17 @@ impl Machine {
                     assert!(!self.life.contains(task), "a task that is forgotten is gone");
                     forgotten.insert(task.clone());
                 }
+                // No fact of the record's.
+                Effect::Publish(task, event @ Event::OutOfMemory) => self.hear(task, event),
                 Effect::Publish(task, event) => {
-                    let deleted = matches!(event, Event::Deleted { .. });
-                    let kept = if deleted { &forgotten } else { &saved };
-                    assert!(kept.contains(task), "{event:?} is announced and not saved: {:?}", words(&effects));
+                    let kept = match event {
+                        Event::Deleted { .. } => Some(&forgotten),
+                        // Nothing of it is in the record.
+                        Event::Checkpointed(_) => None,
+                        _ => Some(&saved),
+                    };
+                    let kept = kept.is_none_or(|kept| kept.contains(task));
+                    assert!(kept, "{event:?} is announced and not saved: {:?}", words(&effects));
                     self.hear(task, event);
                 }
                 Effect::Begin { call, task, work, asker } => self.begin(*call, task, work, asker.is_some()),
@@ -133,7 +141,7 @@ impl Machine {
                     assert!(self.life.is_empty(), "the shim ends with a task to look after");
                     self.stopped += 1;
                 }
-                Effect::Adopt(..) | Effect::Release(..) | Effect::OutputEnds(..) => {}
+                Effect::Adopt(..) | Effect::Release(..) | Effect::OutputEnds(..) | Effect::CountOomKills { .. } => {}
             }
         }
         for gone in before.iter().filter(|id| !self.life.contains(id)) {
@@ -163,7 +171,7 @@ impl Machine {
             self.begun.values().find(|b| b.asked && asked && b.task == *task && self::subject(&b.work) == subject);
         assert!(beside.is_none(), "{work:?} begins beside {:?}", beside.map(|b| &b.work));
         let process = match work {
-            Work::Create => Some(ProcessId::Init),
+            Work::Create | Work::Restore => Some(ProcessId::Init),
             Work::ExecStart(process) => Some(process.clone()),
             _ => None,
         };
@@ -182,9 +190,15 @@ impl Machine {
         match event {
             Event::Created { pid } => {
                 assert!(!std::mem::replace(&mut told.created, true), "created twice");
-                told.init.started = Some(*pid);
+                // What is created from a checkpoint has no process yet.
+                told.init.started = Some(*pid).filter(|&pid| pid != 0);
             }
-            Event::Started { .. } => assert!(told.created && !ended, "start after exit"),
+            Event::Started { pid } => {
+                assert!(told.created && !ended, "start after exit");
+                let known = *told.init.started.get_or_insert(*pid);
+                assert_eq!(known, *pid, "another process than was created");
+                assert_ne!(known, 0, "started without a process");
+            }
             Event::ExecAdded { process } => {
                 assert!(!ended, "an exec is added to what has ended");
                 told.execs.insert(process.exec_id().to_owned(), Told::default());
@@ -210,10 +224,14 @@ impl Machine {
                 one.exit = Some(*exit);
             }
             Event::Deleted { exit, .. } => {
-                assert_eq!(told.init.exit, Some(*exit), "deleted before its exit was told");
+                if told.init.started.is_some() {
+                    assert_eq!(told.init.exit, Some(*exit), "deleted before its exit was told");
+                }
                 told.deleted = true;
             }
-            Event::Paused | Event::Resumed => assert!(told.created && !ended),
+            Event::Paused | Event::Resumed | Event::OutOfMemory => assert!(told.created && !ended),
+            // It may have ended init, whose exit does not wait for that to be told.
+            Event::Checkpointed(_) => assert!(told.init.started.is_some()),
         }
     }
 
@@ -227,21 +245,15 @@ impl Machine {
     fn any_request(&mut self) {
         let task = TASKS[self.random.below(TASKS.len())];
         let exec = if self.random.chance(50) { EXECS[self.random.below(EXECS.len())] } else { "" };
+        // Those that lead far are asked more often than others.
         let verb = match self.random.below(20) {
-            0 => Verb::Create { shared_pids: self.random.chance(50) },
+            0 => Verb::Create { shared_pids: self.random.chance(50), from_checkpoint: self.random.chance(30) },
             1..=3 => Verb::Start,
-            4 => Verb::State,
-            5 => Verb::Kill { signal: 15, all: self.random.chance(50) },
-            6 | 7 => Verb::Exec,
-            8..=10 => Verb::Delete,
-            11 | 12 => Verb::Wait,
-            13 => Verb::Pids,
-            14 => Verb::Pause,
-            15 => Verb::Resume,
-            16 => Verb::Update,
-            17 => Verb::ResizePty { width: 1, height: 1 },
-            18 => Verb::Connect,
-            _ => Verb::Shutdown,
+            4 => Verb::Kill { signal: 15, all: self.random.chance(50) },
+            5 | 6 => Verb::Exec,
+            7..=9 => Verb::Delete,
+            10 => Verb::Wait,
+            _ => VERBS[self.random.below(VERBS.len())].0,
         };
         let exec = if matches!(verb, Verb::Create { .. } | Verb::Connect | Verb::Shutdown) { "" } else { exec };
         self.ask(task, exec, verb);
@@ -270,7 +282,7 @@ impl Machine {
         let Begun { task, work, pid, .. } = self.begun.remove(&call).unwrap();
         let outcome: Outcome = if self.random.chance(failures) { Err(broken()) } else { Ok(pid) };
         // A call that fails leaves no process behind, and delete by force ends what there is.
-        let by_force = matches!(work, Work::Delete { force: true }) && outcome.is_ok();
+        let by_force = matches!(work, Work::Delete { force: true } | Work::End(_)) && outcome.is_ok();
         let dead: Vec<Pid> = match (&outcome, pid) {
             (Err(_), Some(pid)) => vec![pid],
             _ if by_force => self.alive.iter().filter(|(_, (t, _))| *t == task).map(|(pid, _)| *pid).collect(),
@@ -282,6 +294,11 @@ impl Machine {
         }
         self.handle(Input::Done { call, outcome });
         dead.iter().for_each(|pid| self.dies(*pid));
+    }
+
+    fn any_lack_of_memory(&mut self) {
+        let id = TASKS[self.random.below(TASKS.len())];
+        self.handle(Input::OutOfMemory { task: task(id), victims: 1, at_unix_ns: 0 });
     }
 
     fn any_goodbye(&mut self) {
@@ -334,6 +351,7 @@ fn task_of(effect: &Effect) -> Option<&TaskId> {
         | Effect::Release(task, _)
         | Effect::Forget(task)
         | Effect::OutputEnds(task, _)
+        | Effect::CountOomKills { task, .. }
         | Effect::Resize { task, .. }
         | Effect::CloseStdin(_, task, _)
         | Effect::Attach(_, task, _)
@@ -351,7 +369,8 @@ fn no_course_of_events_breaks_a_rule() {
             match machine.random.below(100) {
                 0..60 => machine.any_request(),
                 60..85 => machine.any_outcome(15),
-                85..97 => machine.any_death(),
+                85..95 => machine.any_death(),
+                95..97 => machine.any_lack_of_memory(),
                 _ => machine.any_goodbye(),
             }
         }

@@ -12,13 +12,18 @@ pub(super) const TASK: &str = "c";
 /// The pid of its init process.
 pub(super) const INIT: Pid = 10;
 
+/// Create, from a checkpoint.
+pub(super) const FROM_CHECKPOINT: Verb = Verb::Create { shared_pids: false, from_checkpoint: true };
+
 /// A lifecycle, and the calls that it has begun.
 #[derive(Default)]
 pub(super) struct Story {
     pub(super) life: Lifecycle,
-    last_stream: u32,
+    pub(super) last_stream: u32,
+    /// The effects of the last input.
+    pub(super) told: Effects,
     begun: Vec<(CallId, Work)>,
-    /// That output has settled is told by `ok`, like the end of other work.
+    /// That output has settled is told by `ok`, like the end of other work; what is counted meanwhile is seen.
     pub(super) settles_late: bool,
 }
 
@@ -54,13 +59,16 @@ impl Story {
                         inputs.push_back(Input::Done { call: *call, outcome: Ok(None) });
                         continue;
                     }
+                    Effect::CountOomKills { .. } if !self.settles_late => continue,
                     Effect::Begin { call, work, .. } => self.begun.push((*call, work.clone())),
                     _ => {}
                 }
                 told.push(effect);
             }
         }
-        words(&told)
+        let words = words(&told);
+        self.told = told;
+        words
     }
 
     /// A request about a process of the task; askers are numbered from 1 in the order of their requests.
@@ -93,7 +101,7 @@ impl Story {
 
     pub(super) fn creating() -> Self {
         let mut story = Self::default();
-        story.ask("", Verb::Create { shared_pids: false });
+        story.ask("", Verb::Create { shared_pids: false, from_checkpoint: false });
         story.ok("mount");
         story
     }
@@ -101,6 +109,19 @@ impl Story {
     pub(super) fn created() -> Self {
         let mut story = Self::creating();
         story.done("create", Ok(Some(INIT)));
+        story
+    }
+
+    pub(super) fn from_checkpoint() -> Self {
+        let mut story = Self::default();
+        story.ask("", FROM_CHECKPOINT);
+        story.ok("mount");
+        story
+    }
+
+    pub(super) fn restoring() -> Self {
+        let mut story = Self::from_checkpoint();
+        story.ask("", Verb::Start);
         story
     }
 
@@ -114,7 +135,7 @@ impl Story {
     /// Running, in a pid namespace that it shares.
     pub(super) fn running_with_shared_pids() -> Self {
         let mut story = Self::default();
-        story.ask("", Verb::Create { shared_pids: true });
+        story.ask("", Verb::Create { shared_pids: true, from_checkpoint: false });
         story.ok("mount");
         story.done("create", Ok(Some(INIT)));
         story.ask("", Verb::Start);
@@ -149,7 +170,7 @@ pub(super) fn words(effects: &Effects) -> Vec<String> {
     effects.iter().map(word).collect()
 }
 
-fn word(effect: &Effect) -> String {
+pub(super) fn word(effect: &Effect) -> String {
     let of = |process: &ProcessId| match process {
         ProcessId::Init => "init".to_owned(),
         ProcessId::Exec(ExecId(id)) => id.clone(),
@@ -166,6 +187,9 @@ fn word(effect: &Effect) -> String {
         Effect::Release(_, process) => format!("release {}", of(process)),
         Effect::Forget(_) => "forget".to_owned(),
         Effect::OutputEnds(_, process) => format!("output ends {}", of(process)),
+        Effect::CountOomKills { last, .. } => {
+            format!("count oom kills{}", if *last { " for the last time" } else { "" })
+        }
         Effect::Signal { asker, pid, signal } => format!("#{} signal {pid} {signal}", asker.stream),
         Effect::Resize { asker, width, height, .. } => format!("#{} resize {width}x{height}", asker.stream),
         Effect::CloseStdin(asker, ..) => format!("#{} close stdin", asker.stream),
@@ -184,18 +208,22 @@ pub(super) fn work_word(work: &Work) -> String {
         Work::Mount => "mount".to_owned(),
         Work::Create => "create".to_owned(),
         Work::Start => "start".to_owned(),
+        Work::Restore => "restore".to_owned(),
         Work::ExecStart(process) => format!("exec {}", process.exec_id()),
         Work::Kill { signal, all } => format!("kill{} {signal}", if *all { " all" } else { "" }),
         Work::Pause => "pause".to_owned(),
         Work::Resume => "resume".to_owned(),
         Work::Update => "update".to_owned(),
+        Work::Checkpoint => "checkpoint".to_owned(),
         Work::Delete { force: true } => "delete by force".to_owned(),
         Work::Delete { force: false } => "delete".to_owned(),
         Work::Drain(ProcessId::Init) => "drain".to_owned(),
         Work::Drain(process) => format!("drain {}", process.exec_id()),
         Work::Settle(ProcessId::Init) => "settle".to_owned(),
         Work::Settle(process) => format!("settle {}", process.exec_id()),
+        Work::End(pid) => format!("end {pid}"),
         Work::Unmount => "unmount".to_owned(),
+        Work::Sweep => "sweep".to_owned(),
     }
 }
 
@@ -212,7 +240,7 @@ fn reply_word(reply: &Result<Reply, Refusal>) -> String {
     }
 }
 
-fn refusal_word(refusal: &Refusal) -> String {
+pub(super) fn refusal_word(refusal: &Refusal) -> String {
     match refusal {
         Refusal::NoTask(_) => "no task",
         Refusal::NoProcess(..) => "no process",
@@ -243,5 +271,7 @@ fn event_word(event: &Event) -> String {
         Event::Deleted { pid, exit } => format!("delete {pid} {}", exit.status.code()),
         Event::Paused => "paused".to_owned(),
         Event::Resumed => "resumed".to_owned(),
+        Event::OutOfMemory => "oom".to_owned(),
+        Event::Checkpointed(asker) => format!("checkpointed for #{}", asker.stream),
     }
 }

@@ -1,21 +1,12 @@
-//! The benchmark: drives the shim protocol of ours and of containerd's own shim, in turn, and prints medians.
-//!
-//! ```text
-//! bench [--rounds N] [--execs N]
-//! ```
-//!
-//! In every round each subject lives through one container, in an order that rotates, so that a machine which gets
-//! slower or faster does so for all of them. What matters are the ratios. Root only.
-#![allow(clippy::unwrap_used)]
+//! One container's life under each shim, step by step, and how large a shim is at work and after many execs.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
-use std::{env, fmt};
+use std::time::Instant;
 
 use holdfast_tests::process::{Memory, memory, threads};
-use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Shim, Stdio, programs, skip};
+use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Shim, Stdio, programs};
+
+use crate::table::{Cell, median, milliseconds, progress};
 
 /// A shim with an OCI runtime.
 struct Subject {
@@ -98,84 +89,33 @@ impl Samples {
     }
 
     fn median(&self, measure: Measure) -> Option<f64> {
-        let mut values: Vec<f64> = self.0.iter().filter(|(m, _)| *m == measure).map(|(_, v)| *v).collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        match values.len() {
-            0 => None,
-            n if n % 2 == 1 => Some(values[middle]),
-            _ => Some(f64::midpoint(values[middle - 1], values[middle])),
-        }
+        median(self.0.iter().filter(|(m, _)| *m == measure).map(|(_, v)| *v).collect())
     }
 }
 
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
-}
-
-struct Settings {
-    rounds: usize,
-    execs: u32,
-}
-
-impl Settings {
-    fn from_arguments() -> Result<Self, String> {
-        let mut settings = Self { rounds: 15, execs: 200 };
-        let mut args = env::args().skip(1);
-        while let Some(flag) = args.next() {
-            let value = args.next().ok_or_else(|| format!("{flag} wants a number"))?;
-            let number: u32 = value.parse().map_err(|_| format!("{value:?} is no number"))?;
-            match flag.as_str() {
-                "--rounds" => settings.rounds = number.max(1) as usize,
-                "--execs" => settings.execs = number,
-                _ => return Err(format!("unknown flag {flag}")),
-            }
-        }
-        Ok(settings)
-    }
-}
-
-fn main() -> ExitCode {
-    let settings = match Settings::from_arguments() {
-        Ok(settings) => settings,
-        Err(message) => {
-            eprintln!("bench: {message}\nusage: bench [--rounds N] [--execs N]");
-            return ExitCode::from(2);
-        }
-    };
-    if !skip::is_root() {
-        eprintln!("bench: needs root, as containers do");
-        return ExitCode::FAILURE;
-    }
+/// Measures and prints.
+pub(crate) fn run(rounds: usize, execs: u32) -> Result<(), String> {
     let subjects = subjects();
     if subjects.is_empty() {
-        eprintln!("bench: neither our programs nor the peers are there; run `make build peers`");
-        return ExitCode::FAILURE;
+        return Err("neither our programs nor the peers are there; run `make build peers`".into());
     }
     let mut samples: Vec<Samples> = subjects.iter().map(|_| Samples::default()).collect();
     // The first round warms the page cache and is not counted.
-    for round in 0..=settings.rounds {
+    for round in 0..=rounds {
         for turn in 0..subjects.len() {
             let n = (round + turn) % subjects.len();
             let mut discarded = Samples::default();
             live_once(&subjects[n], if round == 0 { &mut discarded } else { &mut samples[n] });
         }
-        progress(&format!("round {round} of {}", settings.rounds));
+        progress(&format!("round {round} of {rounds}"));
     }
     for (subject, samples) in subjects.iter().zip(&mut samples) {
-        progress(&format!("{} execs under {}", settings.execs, subject.name));
-        exec_many(subject, settings.execs, samples);
+        progress(&format!("{execs} execs under {}", subject.name));
+        exec_many(subject, execs, samples);
     }
     progress("");
-    print_table(&subjects, &samples, &settings);
-    ExitCode::SUCCESS
-}
-
-/// One line that is written over, for people; nothing into a file.
-fn progress(text: &str) {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r{text:60}\r");
-    }
+    print_table(&subjects, &samples, rounds, execs);
+    Ok(())
 }
 
 /// Whatever of them is there; the last one is what the others are compared with.
@@ -265,31 +205,16 @@ fn exec_many(subject: &Subject, execs: u32, samples: &mut Samples) {
     shim.discard();
 }
 
-/// A value and its ratio to the reference.
-struct Cell(Option<f64>, Option<f64>);
-
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(value, reference) = self;
-        let text = match (value, reference) {
-            (None, _) => "-".into(),
-            (Some(value), Some(reference)) if *reference > 0.0 => format!("{value:.1} ({:.2})", value / reference),
-            (Some(value), _) => format!("{value:.1}"),
-        };
-        f.pad(&text)
-    }
-}
-
-fn print_table(subjects: &[Subject], samples: &[Samples], settings: &Settings) {
+fn print_table(subjects: &[Subject], samples: &[Samples], rounds: usize, execs: u32) {
     let reference = samples.last().expect("there is a subject");
-    println!("medians of {} rounds; in parentheses the ratio to the last column", settings.rounds);
+    println!("medians of {} rounds; in parentheses the ratio to the last column", rounds);
     print!("{:36}", "");
     for subject in subjects {
         print!("{:>26}", subject.name);
     }
     println!();
     for measure in Measure::ALL {
-        print!("{:36}", measure.label(settings.execs));
+        print!("{:36}", measure.label(execs));
         for (n, own) in samples.iter().enumerate() {
             let against = if n + 1 == samples.len() { None } else { reference.median(measure) };
             print!("{:>26}", Cell(own.median(measure), against));

@@ -1,0 +1,44 @@
+//! Completion in shells: the scripts that teach a shell to ask this program, and what it is answered about containers.
+
+use std::time::Duration;
+
+use clap_complete::engine::CompletionCandidate;
+use clap_complete::env::Shells;
+use holdfast_proto::supervisor as pb;
+
+use super::args::{Shell, socket_path};
+use super::connection::Connection;
+use super::say::print;
+use super::{CliError, Outcome};
+
+/// The variable by which a script asks for completions, and names its shell.
+pub(super) const VARIABLE: &str = "HOLDFAST_COMPLETE";
+
+/// A person is waiting at a prompt.
+const DEADLINE: Duration = Duration::from_secs(1);
+
+/// Prints the script for a shell. It asks the `holdfast` in `PATH`.
+pub(super) fn script(shell: Shell) -> Outcome {
+    let shells = Shells::builtins();
+    let name = shell.name();
+    let completer =
+        shells.completer(name).ok_or_else(|| CliError::Usage(format!("there is no completion for {name}")))?;
+    let mut text = Vec::new();
+    completer
+        .write_registration(VARIABLE, "holdfast", "holdfast", "holdfast", &mut text)
+        .map_err(CliError::io("write the completions"))?;
+    print(&String::from_utf8_lossy(&text))?;
+    Ok(0)
+}
+
+/// The names of containers, with the states that they are in; none if the supervisor does not answer at once.
+pub(super) fn containers(all: bool) -> Vec<CompletionCandidate> {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
+    let asked = async {
+        let request = pb::ListRequest { all, ..Default::default() };
+        tokio::time::timeout(DEADLINE, Connection::new(socket_path(None)).list(&request)).await
+    };
+    let Ok(Ok(answer)) = runtime.block_on(asked) else { return Vec::new() };
+    let named = answer.containers.into_iter().filter(|c| !c.name.is_empty());
+    named.map(|c| CompletionCandidate::new(c.name).help(Some(c.status.into()))).collect()
+}

@@ -1,0 +1,487 @@
+//! Gathers the facts: from `/proc` and `/sys`, from programs, from systemd, and from every shim. All that may hang has a
+//! deadline, and what hangs is a fact.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use std::{env, fs};
+
+use futures_util::future::join_all;
+use holdfast_proto::record::{self, Manager};
+use holdfast_proto::supervisor as pb;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+use nix::sys::statvfs::statvfs;
+use tokio::process::Command;
+
+use super::{Answer, Cgroup, CgroupMode, Daemon, Facts, Kernel, Shim, Spill, Tool, Unit, stale};
+use crate::chain;
+use crate::client::{CallError, QUICK, ShimClient};
+use crate::config::{Flags, Settings};
+use crate::paths::Paths;
+use crate::report::{Class, RestoreReport, Restored};
+use crate::scan::{self, Findings};
+use crate::sys::{self, proc};
+
+/// For a program that prints its version, and for systemd.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The OCI runtimes, in the order in which a shim looks for them.
+const RUNTIMES: [&str; 3] = ["holdfast-oci", "runc", "crun"];
+
+/// The units that matter.
+const UNITS: [&str; 4] = ["holdfastd.service", "holdfastd.socket", "holdfast-shutdown.service", "containerd.service"];
+
+/// Of each unit; the order is systemd's own choice.
+const PROPERTIES: &str = "--property=Id,LoadState,ActiveState,UnitFileState,KillMode,DropInPaths";
+
+/// `CAP_SYS_RESOURCE`, capabilities(7).
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// What the shims' settings are when nobody says otherwise.
+const DEFAULT_FLOOR: u32 = 10;
+
+/// Gathers everything. `answer` is the supervisor's, or why there is none.
+pub async fn facts(answer: Result<pb::InfoResponse, String>) -> Facts {
+    let settings = Settings::load(&Flags::default()).map(|loaded| loaded.settings).map_err(|e| chain(&e));
+    let paths = paths(&answer, &settings);
+    let shim = match (&answer, &settings) {
+        (Ok(info), _) => Some(PathBuf::from(&info.shim)).filter(|shim| !shim.as_os_str().is_empty()),
+        (Err(_), Ok(settings)) => settings.find_shim(),
+        (Err(_), Err(_)) => None,
+    };
+    let configured = answer.as_ref().ok().map(|info| info.runtime.clone()).unwrap_or_default();
+    let boot_id = proc::boot_id().unwrap_or_default();
+    let found = scan::scan(&paths, &boot_id);
+    let (asked, stale, units, (runtimes, criu, shim)) =
+        tokio::join!(shims(&found), stale::find(&paths, &boot_id), units(), async {
+            tokio::join!(runtimes(shim.as_deref(), &configured), tool_in_path("criu"), installed(shim.clone()))
+        },);
+    let (shims, places) = asked;
+    let (shim_settings, default_place) = shim_settings(&paths);
+    Facts {
+        root: nix::unistd::geteuid().is_root(),
+        kernel: kernel(),
+        cgroup: cgroup(),
+        runtimes,
+        criu,
+        shim,
+        daemon: daemon(answer, settings.err()),
+        shim_settings,
+        spill: default_place.into_iter().chain(places).collect::<BTreeMap<_, _>>().into_iter().map(spill).collect(),
+        units,
+        shims,
+        stale,
+    }
+}
+
+/// The supervisor's own, or those that the next one would have.
+fn paths(answer: &Result<pb::InfoResponse, String>, settings: &Result<Settings, String>) -> Paths {
+    match (answer, settings) {
+        (Ok(info), _) => Paths { run: PathBuf::from(&info.run_dir), state: PathBuf::from(&info.state_dir) },
+        (Err(_), Ok(settings)) => settings.paths.clone(),
+        (Err(_), Err(_)) => Paths { run: record::run_dir(), state: record::state_dir() },
+    }
+}
+
+/// The kernel, as far as it tells.
+fn kernel() -> Kernel {
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    Kernel {
+        release: release(),
+        pidfd: sys::pidfd_open(std::process::id()).is_ok(),
+        exit_info: exit_info().unwrap_or(false),
+        inotify_instances: number("/proc/sys/fs/inotify/max_user_instances"),
+        pipe_pages: number("/proc/sys/fs/pipe-user-pages-soft"),
+        pid_max: number("/proc/sys/kernel/pid_max"),
+        processes: fs::read_dir("/proc").into_iter().flatten().flatten().filter(|e| is_number(&e.file_name())).count()
+            as u64,
+    }
+}
+
+/// The kernel's version.
+pub fn release() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_owned()
+}
+
+fn is_number(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+}
+
+/// Whether a pidfd tells the exit status of a process that was reaped: tried with a child.
+fn exit_info() -> io::Result<bool> {
+    let program = env::current_exe()?;
+    let mut child = std::process::Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pidfd = sys::pidfd_open(child.id());
+    child.wait()?;
+    Ok(sys::pidfd_exit_status(pidfd?.as_fd()).is_ok_and(|status| status == Some(0)))
+}
+
+/// The version of control groups, and what they control.
+pub fn cgroup() -> Cgroup {
+    let root = Path::new("/sys/fs/cgroup");
+    let kind = |path: &Path| statfs(path).ok().map(|fs| fs.filesystem_type());
+    let mode = match kind(root) {
+        Some(CGROUP2_SUPER_MAGIC) => CgroupMode::Unified,
+        Some(TMPFS_MAGIC) if kind(&root.join("unified")) == Some(CGROUP2_SUPER_MAGIC) => CgroupMode::Hybrid,
+        Some(TMPFS_MAGIC) => CgroupMode::Legacy,
+        _ => CgroupMode::None,
+    };
+    let controllers = match mode {
+        CgroupMode::Unified => {
+            let text = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+            text.split_whitespace().map(str::to_owned).collect()
+        }
+        CgroupMode::None => Vec::new(),
+        // One that is switched off has no directory, whatever else there is.
+        _ => {
+            let enabled = enabled_controllers(&fs::read_to_string("/proc/cgroups").unwrap_or_default());
+            enabled.into_iter().filter(|name| root.join(name).is_dir()).collect()
+        }
+    };
+    Cgroup { mode, controllers }
+}
+
+/// The names in `/proc/cgroups` that are switched on, cgroups(7).
+fn enabled_controllers(text: &str) -> Vec<String> {
+    let enabled = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.len() == 4 && words[3] == "1").then(|| words[0].to_owned())
+    };
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(enabled).collect()
+}
+
+/// The OCI runtimes that shims find: one that is configured, the one beside the shim, those in `PATH`.
+pub async fn runtimes(shim: Option<&Path>, configured: &str) -> Vec<Tool> {
+    let beside = shim.and_then(Path::parent).map(|dir| dir.join(RUNTIMES[0])).filter(|path| path.is_file());
+    let mut paths: Vec<PathBuf> = Some(PathBuf::from(configured)).filter(|p| p.is_absolute()).into_iter().collect();
+    paths.extend(RUNTIMES.iter().filter_map(|name| match (*name, &beside) {
+        (name, Some(beside)) if name == RUNTIMES[0] => Some(beside.clone()),
+        (name, _) => in_path(name),
+    }));
+    paths.dedup();
+    join_all(paths.into_iter().map(|path| tool(path, "--version"))).await
+}
+
+async fn tool_in_path(name: &str) -> Option<Tool> {
+    Some(tool(in_path(name)?, "--version").await)
+}
+
+async fn installed(shim: Option<PathBuf>) -> Option<Tool> {
+    Some(tool(shim?, "-v").await)
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_absolute() && path.is_file())
+}
+
+async fn tool(path: PathBuf, flag: &str) -> Tool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (version, error) = match output(Command::new(&path).arg(flag)).await {
+        Ok(text) => (version_in(&text), String::new()),
+        Err(e) => (String::new(), e),
+    };
+    Tool { name, path, version, error }
+}
+
+/// The first word that begins like a number.
+fn version_in(text: &str) -> String {
+    let word = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    word.unwrap_or_default().to_owned()
+}
+
+/// What a program prints, if it succeeds in time.
+async fn output(command: &mut Command) -> Result<String, String> {
+    command.stdin(Stdio::null()).env_remove("NOTIFY_SOCKET").kill_on_drop(true);
+    match tokio::time::timeout(DEADLINE, command.output()).await {
+        Err(_) => Err(format!("it did not end within {DEADLINE:?}")),
+        Ok(Err(e)) => Err(e.to_string()),
+        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(Ok(output)) => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            Err(format!("{}: {}", output.status, words.lines().next().unwrap_or_default()))
+        }
+    }
+}
+
+/// The units that matter, if systemd runs this machine, as sd_booted(3) tells.
+async fn units() -> Option<Vec<Unit>> {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return None;
+    }
+    // A systemd that says nothing has no unit that is as it should be.
+    let text = output(Command::new("systemctl").arg("show").arg(PROPERTIES).args(UNITS)).await.unwrap_or_default();
+    Some(parse_units(&text))
+}
+
+/// Reads `systemctl show`: a block of `KEY=VALUE` for each unit, with an empty line between them.
+fn parse_units(text: &str) -> Vec<Unit> {
+    let unit = |block: &str| {
+        let mut unit = Unit::default();
+        for (key, value) in block.lines().filter_map(|line| line.split_once('=')) {
+            match key {
+                "Id" => value.clone_into(&mut unit.name),
+                "LoadState" => value.clone_into(&mut unit.load),
+                "ActiveState" => value.clone_into(&mut unit.active),
+                "UnitFileState" => value.clone_into(&mut unit.file),
+                "KillMode" => value.clone_into(&mut unit.kill_mode),
+                "DropInPaths" => unit.drop_ins = value.split_whitespace().map(str::to_owned).collect(),
+                _ => {}
+            }
+        }
+        unit
+    };
+    text.split("\n\n").map(unit).filter(|unit| !unit.name.is_empty()).collect()
+}
+
+fn daemon(answer: Result<pb::InfoResponse, String>, bad_settings: Option<String>) -> Daemon {
+    match answer {
+        Err(silent) => Daemon {
+            silent: match bad_settings {
+                None => silent,
+                Some(why) => format!("{silent}; and {why}"),
+            },
+            may_exceed: may_exceed("self"),
+            ..Daemon::default()
+        },
+        Ok(info) => {
+            let pid = info.pid.to_string();
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).ok();
+            Daemon {
+                silent: String::new(),
+                descriptors: open.map(|n| n as u64).zip(limit_of_descriptors(&limits)),
+                pids: tasks(&groups),
+                may_exceed: may_exceed(&pid),
+                unit: unit_of(&groups),
+                restore: info.restore.as_ref().map(restore),
+                version: info.version,
+                pid: info.pid,
+            }
+        }
+    }
+}
+
+/// The soft limit in `/proc/PID/limits`.
+fn limit_of_descriptors(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let soft = line.split_whitespace().next()?;
+    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
+}
+
+fn may_exceed(pid: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    capabilities.is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
+}
+
+/// The directory of a process in the hierarchy that has `controller`, from `/proc/PID/cgroup`.
+fn group_of<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
+    groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        controllers.split(',').any(|one| one == controller).then_some(path)
+    })
+}
+
+/// The service of systemd's that a process is in.
+fn unit_of(groups: &str) -> Option<String> {
+    let path = group_of(groups, "name=systemd").or_else(|| group_of(groups, ""))?;
+    path.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned)
+}
+
+/// How many tasks a control group has, and may have; `None` if it may have any number.
+fn tasks(groups: &str) -> Option<(u64, u64)> {
+    let v1 = group_of(groups, "pids").map(|path| format!("/sys/fs/cgroup/pids{path}"));
+    let directory = v1.or_else(|| Some(format!("/sys/fs/cgroup{}", group_of(groups, "")?)))?;
+    let number = |name: &str| fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse::<u64>().ok();
+    number("pids.current").zip(number("pids.max"))
+}
+
+fn restore(report: &pb::RestoreReport) -> RestoreReport {
+    let one = |c: &pb::Restored| {
+        Some(Restored {
+            namespace: c.namespace.clone(),
+            id: c.id.clone(),
+            name: c.name.clone(),
+            // One that a newer supervisor has invented is for a newer doctor.
+            class: Class::ALL.into_iter().find(|class| class.as_str() == c.class)?,
+            detail: c.detail.clone(),
+            pid: c.pid,
+        })
+    };
+    RestoreReport {
+        // Nobody here asks for more than its end.
+        scanned: report.at_unix_ns != 0,
+        at_unix_ns: report.at_unix_ns,
+        took: Duration::from_nanos(report.took_ns),
+        containers: report.containers.iter().filter_map(one).collect(),
+    }
+}
+
+/// What is wrong with the shims' settings file, and where it says that output is kept, with the floor there.
+fn shim_settings(paths: &Paths) -> (Option<String>, Option<(PathBuf, u32)>) {
+    let file = env::var_os("HOLDFAST_SHIM_CONFIG").map(PathBuf::from);
+    let path = file.clone().unwrap_or_else(|| "/etc/holdfast/shim.toml".into());
+    let place = |table: &toml::Table| {
+        let output = table.get("output");
+        let directory = output.and_then(|o| o.get("spill-dir")).and_then(toml::Value::as_str).map(PathBuf::from);
+        let floor = output.and_then(|o| o.get("free-floor")).and_then(toml::Value::as_integer);
+        let floor = floor.and_then(|n| u32::try_from(n).ok()).unwrap_or(DEFAULT_FLOOR);
+        (directory.unwrap_or_else(|| paths.state.join("spill")), floor)
+    };
+    match fs::read_to_string(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && file.is_none() => (None, Some(place(&toml::Table::new()))),
+        Err(e) => (Some(format!("{}: {e}", path.display())), None),
+        Ok(text) => match text.parse::<toml::Table>() {
+            Ok(table) => (None, Some(place(&table))),
+            Err(e) => (Some(format!("{}: {e}", path.display())), None),
+        },
+    }
+}
+
+fn spill((directory, floor_percent): (PathBuf, u32)) -> Spill {
+    // It is made when it is needed; until then its parent says what will be free there.
+    let there = directory.ancestors().find(|path| path.exists());
+    #[allow(clippy::cast_precision_loss)] // for people
+    let percent = |free: u64, all: u64| if all == 0 { 0.0 } else { free as f64 / all as f64 * 100.0 };
+    let free_percent = there.and_then(|path| statvfs(path).ok()).map(|fs| percent(fs.blocks_available(), fs.blocks()));
+    Spill { directory, free_percent, floor_percent }
+}
+
+/// A shim that runs, by its address.
+struct Running {
+    pid: u32,
+    containers: Vec<String>,
+    foreign: bool,
+}
+
+/// Asks all shims at the same time: what they are, and where they keep output.
+async fn shims(found: &Findings) -> (Vec<Shim>, Vec<(PathBuf, u32)>) {
+    let asked = join_all(running(found).into_iter().map(async |(address, shim)| {
+        let (answer, place) = ask(&address).await;
+        let state = proc::stat(shim.pid).map_or('?', |stat| char::from(stat.state));
+        let Running { pid, containers, foreign } = shim;
+        (Shim { pid, state, containers, foreign, answer }, place)
+    }))
+    .await;
+    let (shims, places): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
+    (shims, places.into_iter().flatten().collect())
+}
+
+fn running(found: &Findings) -> BTreeMap<String, Running> {
+    let mut shims: BTreeMap<String, Running> = BTreeMap::new();
+    let mut add = |address: &str, pid: u32, container: String, foreign: bool| {
+        let new = || Running { pid, containers: Vec::new(), foreign };
+        shims.entry(address.to_owned()).or_insert_with(new).containers.push(container);
+    };
+    for (id, own) in &found.own {
+        let Some(traces) = &own.shim else { continue };
+        if let Some((pid, _)) = traces.process.filter(|(pid, start)| proc::is_live(*pid, *start)) {
+            add(&traces.address, pid, format!("{}/{id}", crate::paths::NAMESPACE), false);
+        }
+    }
+    for record in &found.foreign {
+        if proc::is_live(record.shim.pid, record.shim.start_time) {
+            let foreign = matches!(record.manager, Manager::Containerd { .. });
+            add(&record.shim.address, record.shim.pid, format!("{}/{}", record.namespace, record.id), foreign);
+        }
+    }
+    shims
+}
+
+async fn ask(address: &str) -> (Answer, Option<(PathBuf, u32)>) {
+    let asked = async {
+        let client = ShimClient::connect(address, "", QUICK).await?;
+        let version = client.info(QUICK).await?.version;
+        // Where output is kept matters less than the version: an older shim may not know the question.
+        let place = client.output(false, QUICK).await.ok().filter(|output| !output.spill_dir.is_empty());
+        Ok((version, place.map(|output| (PathBuf::from(output.spill_dir), output.free_floor_percent))))
+    };
+    match tokio::time::timeout(QUICK, asked).await {
+        Ok(Ok((version, place))) => (Answer::Version(version), place),
+        Err(_) | Ok(Err(CallError::Silent { .. })) => (Answer::Silence, None),
+        Ok(Err(e)) => (Answer::Error(chain(&e)), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_programs_print() {
+        for (text, version) in [
+            ("runc version 1.1.5+ds1\ncommit: 1.1.5\nspec: 1.0.2-dev", "1.1.5+ds1"),
+            ("crun version 1.14.3\n", "1.14.3"),
+            ("holdfast-oci 0.1.0\nspec: 1.2.0", "0.1.0"),
+            ("containerd-shim-holdfast-v2:\n  Version:  0.1.0\n  Revision: unknown", "0.1.0"),
+            ("Version: 3.17.1", "3.17.1"),
+            ("nothing", ""),
+        ] {
+            assert_eq!(version_in(text), version);
+        }
+    }
+
+    #[test]
+    fn units_are_read_block_by_block() {
+        let text = "Id=holdfastd.service\nLoadState=loaded\nActiveState=active\nUnitFileState=enabled\nKillMode=process\n\
+                    DropInPaths=/a.conf /b.conf\n\nActiveState=inactive\nLoadState=not-found\nId=x.service\nDropInPaths=\n";
+        let units = parse_units(text);
+        let expected = Unit {
+            name: "holdfastd.service".into(),
+            load: "loaded".into(),
+            active: "active".into(),
+            file: "enabled".into(),
+            kill_mode: "process".into(),
+            drop_ins: vec!["/a.conf".into(), "/b.conf".into()],
+        };
+        assert_eq!(units[0], expected);
+        assert_eq!((units.len(), units[1].name.as_str(), units[1].load.as_str()), (2, "x.service", "not-found"));
+        assert_eq!(parse_units(""), []);
+    }
+
+    #[test]
+    fn the_unit_and_the_group_of_a_process_are_found() {
+        let hybrid = "12:pids:/system.slice/holdfastd.service\n4:cpu,cpuacct:/\n1:name=systemd:/system.slice/holdfastd.service\n0::/x\n";
+        assert_eq!(unit_of(hybrid).as_deref(), Some("holdfastd.service"));
+        assert_eq!(group_of(hybrid, "pids"), Some("/system.slice/holdfastd.service"));
+        assert_eq!(group_of(hybrid, "cpuacct"), Some("/"));
+        let unified = "0::/system.slice/a.service/sub\n";
+        assert_eq!(unit_of(unified).as_deref(), Some("a.service"));
+        assert_eq!(unit_of("0::/user.slice/session-1.scope\n"), None);
+    }
+
+    #[test]
+    fn controllers_that_are_switched_off_do_not_count() {
+        let text = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t0\t1\t0\n";
+        assert_eq!(enabled_controllers(text), ["cpu"]);
+    }
+
+    #[test]
+    fn the_soft_limit_of_descriptors_is_read() {
+        let text = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 4096                 files\n";
+        assert_eq!(limit_of_descriptors(text), Some(1024));
+        assert_eq!(limit_of_descriptors("Max open files  unlimited unlimited files"), Some(u64::MAX));
+        assert_eq!(limit_of_descriptors(""), None);
+    }
+
+    #[test]
+    fn this_machine_can_be_looked_at() {
+        let kernel = kernel();
+        assert!(!kernel.release.is_empty() && kernel.processes > 0 && kernel.pid_max.is_some(), "{kernel:?}");
+        assert_ne!(limit_of_descriptors(&fs::read_to_string("/proc/self/limits").unwrap()), None);
+    }
+}
