@@ -9,11 +9,18 @@
 #
 # --suite takes the packages from another suite of the same mirror (a newer Debian, say), again with lists of its own.
 # --whole unpacks all that they depend on too, as if nothing at all were installed: what comes out can be a root filesystem.
+#
+# Exit status 3: the mirror does not have them, or cannot be reached.
 set -euo pipefail
 
 die() {
     echo "unpack-packages: $*" >&2
     exit 1
+}
+
+die_without() {
+    echo "unpack-packages: $*" >&2
+    exit 3
 }
 
 suite=
@@ -27,7 +34,7 @@ if [ "${1-}" = --suite ]; then
     fi
 fi
 [ $# -ge 2 ] || {
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 for tool in apt-get apt-cache dpkg-deb; do
@@ -86,7 +93,7 @@ use_private_lists() {
     fi
     export APT_CONFIG=$apt_dir/apt.conf
     # apt reports a suite that is not there as a warning only.
-    apt-get update -qq -o APT::Update::Error-Mode=any || die "apt-get update failed${suite:+ for the suite $suite}"
+    apt-get update -qq -o APT::Update::Error-Mode=any || die_without "apt-get update failed${suite:+ for the suite $suite}"
 }
 
 has_candidate() {
@@ -101,12 +108,12 @@ unpack() {
     local deb
     for p in "$@"; do
         has_candidate "$p" || use_private_lists
-        has_candidate "$p" || die "no package $p in ${suite:-the configured package sources}"
+        has_candidate "$p" || die_without "no package $p in ${suite:-the configured package sources}"
     done
     # The lists may be older than the mirror; one refresh settles that.
     if ! download "$@" 2>/dev/null; then
         use_private_lists
-        download "$@" || die "cannot download: $*"
+        download "$@" || die_without "cannot download: $*"
     fi
     for deb in "$debs"/*.deb; do
         dpkg-deb -x "$deb" "$dir"
@@ -120,7 +127,7 @@ unpack_whole() {
     use_private_lists
     apt-get install -qq -y --download-only --no-install-recommends "$@" >"$apt_dir/log" 2>&1 || {
         tail -5 "$apt_dir/log" >&2
-        die "cannot download: $*"
+        die_without "cannot download: $*"
     }
     for deb in "$apt_dir"/cache/archives/*.deb; do
         dpkg-deb -x "$deb" "$dir"
@@ -144,9 +151,13 @@ list_libraries() {
 }
 
 # Succeeds when some program below the directory wants a library, or a version of one, that is neither installed nor
-# unpacked.
+# unpacked. What comes with a loader of its own is from another release, for which an installed one is none.
 lacks_libraries() {
-    list_libraries | grep -e 'not found' -e 'cannot open shared object file' >/dev/null
+    local list
+    list=$(list_libraries)
+    grep -e 'not found' -e 'cannot open shared object file' <<<"$list" >/dev/null || {
+        [ -n "$(find "$dir" -path '*lib64/ld-linux*.so.*')" ] && grep '=> /' <<<"$list" | grep -vF "=> $dir/" >/dev/null
+    }
 }
 
 # An installed library is of use to what comes from the same release only.
@@ -157,7 +168,7 @@ is_installed() {
 if [ -n "$suite" ]; then
     # Before apt is told to look at our sources instead.
     mirror=$(own_mirror)
-    [ -n "$mirror" ] || die "apt is configured with no mirror of this machine's release to take $suite from"
+    [ -n "$mirror" ] || die_without "apt is configured with no mirror of this machine's release to take $suite from"
     if $whole; then
         unpack_whole "$@"
         rm -rf "$apt_dir"

@@ -70,6 +70,9 @@ pub enum CgroupError {
     /// The cgroup was removed.
     #[error("cgroup {0} does not exist")]
     Gone(PathBuf),
+    /// No memory controller is enabled in the cgroup.
+    #[error("cgroup {0} has no memory controller")]
+    WithoutMemory(PathBuf),
     /// A file of the cgroup cannot be read or written.
     #[error("cannot access {path}")]
     Access {

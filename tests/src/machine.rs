@@ -69,6 +69,12 @@ impl Machine {
         write(Path::new(SETTINGS), text);
     }
 
+    /// Has the settings that `make install` installs.
+    pub fn configure_as_installed(&self) {
+        let shipped = programs::repository().join("systemd/holdfastd.toml");
+        self.configure(&fs::read_to_string(shipped).expect("it is there"));
+    }
+
     /// Changes holdfastd's unit by a drop-in.
     pub fn override_unit(&self, text: &str) {
         write(Path::new(DROP_IN), text);

@@ -45,5 +45,7 @@ pub fn criu_refusal(scene: &Scene) -> Option<&'static str> {
     let Some(criu) = programs::peer("criu") else { return Some("criu is neither installed nor to be had") };
     let check = process::run(scene.command(criu).arg("check"));
     eprint!("{}", String::from_utf8_lossy(&check.stderr));
+    // Any other is not criu's own: a program that does not run here at all.
+    assert!(matches!(check.status.code(), Some(0 | 1)), "criu check: {}", check.status);
     (!check.status.success()).then_some("criu refuses this kernel")
 }

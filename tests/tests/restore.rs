@@ -559,7 +559,7 @@ fn policies_judge_what_happened_while_away_by_its_true_status() {
 /// How many containers the large restore has.
 fn many() -> usize {
     let named = std::env::var("HOLDFAST_CONTAINERS").ok();
-    named.map_or(60, |text| text.parse().expect("HOLDFAST_CONTAINERS is a number"))
+    named.map_or(200, |text| text.parse().expect("HOLDFAST_CONTAINERS is a number"))
 }
 
 /// Does something for each number below `n`, a few at a time.

@@ -148,9 +148,9 @@ INIT
 }
 
 # shellcheck disable=SC2086 # lists of words
-"$here/../unpack-packages.sh" --suite "$suite" --whole "$dir/tools" $tools || exit 3
+"$here/../unpack-packages.sh" --suite "$suite" --whole "$dir/tools" $tools
 # shellcheck disable=SC2086
-"$here/../unpack-packages.sh" --suite "$suite" --whole "$root" $guest || exit 3
+"$here/../unpack-packages.sh" --suite "$suite" --whole "$root" $guest
 release=$(basename "$(echo "$root"/lib/modules/*)")
 
 configure_packages

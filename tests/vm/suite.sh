@@ -2,17 +2,17 @@
 # In the machine or in the namespaces: runs test executables with this system's own containerd and OCI runtimes. boot.sh runs
 # it in the project's directory.
 #
-# usage: suite.sh BIN DIR SKIPS MATRIX PATIENCE CALL...
+# usage: suite.sh BIN DIR PATIENCE CALL...
 #
-# The programs under test are in BIN. Skips are noted in SKIPS and cells of the matrix in MATRIX, see tests/run.sh; the table of
-# MATRIX goes into DIR. PATIENCE is in seconds, as HOLDFAST_TEST_PATIENCE. Each CALL is the name of a test executable in
-# target/vm/tests/deps and its arguments, as one word.
+# The programs under test are in BIN. Skips are noted in DIR/skips and cells of the matrix in DIR/cells, see tests/run.sh;
+# their table goes into DIR. PATIENCE is in seconds, as HOLDFAST_TEST_PATIENCE. Each CALL is the name of a test executable in
+# target/vm/tests/deps and its arguments, as one word: each argument a part of the names of tests, of which there must be one.
 set -u
 
 bin=$1
 dir=$2
-export HOLDFAST_SKIPS_DIR=$PWD/$3 HOLDFAST_MATRIX_DIR=$PWD/$4 HOLDFAST_TEST_PATIENCE=$5
-shift 5
+export HOLDFAST_SKIPS_DIR=$PWD/$dir/skips HOLDFAST_MATRIX_DIR=$PWD/$dir/cells HOLDFAST_TEST_PATIENCE=$3
+shift 3
 
 # Copies: every page of what lies in the shared directory has to be asked for outside.
 cp -a target/vm/tests/. /tests
@@ -39,6 +39,14 @@ for call in "$@"; do
     started=$SECONDS
     read -r -a words <<<"$call"
     echo "+ $call"
+    # Words that match no test's name would pass unseen.
+    names=$("/tests/deps/${words[0]}" --list | sed -n 's/: test$//p')
+    for word in "${words[@]:1}"; do
+        grep -F -- "$word" <<<"$names" >/dev/null || {
+            echo "FAILED: no test of ${words[0]} has $word in its name"
+            failed=1
+        }
+    done
     "/tests/deps/${words[0]}" "${words[@]:1}" --test-threads 2 || failed=1
     echo "== took $((SECONDS - started)) s"
 done

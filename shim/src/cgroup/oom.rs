@@ -97,13 +97,16 @@ impl Counter {
     /// Opens it.
     ///
     /// # Errors
-    /// [`CgroupError::Gone`] if the cgroup or its memory controller is not there, [`CgroupError::Access`].
+    /// [`CgroupError::Gone`], [`CgroupError::WithoutMemory`], [`CgroupError::Access`].
     pub(crate) fn open(paths: &Paths) -> Result<Self, CgroupError> {
         let gone = || CgroupError::Gone(paths.layout.processes().to_owned());
         let path = file(paths).ok_or_else(gone)?;
         match File::open(&path) {
             Ok(file) => Ok(Self { file, above: above(paths), unified: paths.unified().is_some() }),
-            Err(e) if vanished(&e) => Err(gone()),
+            Err(e) if vanished(&e) => match path.parent() {
+                Some(group) if group.exists() => Err(CgroupError::WithoutMemory(group.to_owned())),
+                _ => Err(gone()),
+            },
             Err(source) => Err(CgroupError::Access { path, source }),
         }
     }
@@ -561,6 +564,17 @@ mod tests {
         fn has_instance(&self) -> bool {
             self.0.instance.borrow().is_some()
         }
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone_and_one_without_the_controller_are_told_apart() {
+        let recorded = Recorded::new("without");
+        fs::remove_file(recorded.0.join("memory.events")).unwrap();
+        assert!(
+            matches!(Counter::open(&recorded.paths()), Err(CgroupError::WithoutMemory(group)) if group == recorded.0)
+        );
+        fs::remove_dir(&recorded.0).unwrap();
+        assert!(matches!(Counter::open(&recorded.paths()), Err(CgroupError::Gone(_))));
     }
 
     #[test]

@@ -116,7 +116,8 @@ fn settings_page(file: &str) -> String {
     let mut said: Vec<&str> = Vec::new();
     let mut after_key = false;
     for line in file.lines() {
-        if let Some(key) = line.strip_prefix("#: ") {
+        let is_set = !line.starts_with(['#', '[']) && !line.is_empty();
+        if let Some(key) = line.strip_prefix("#: ").or(is_set.then_some(line)) {
             if after_key && said.is_empty() {
                 page.control("TQ", []).text([bold(key)]);
             } else {
@@ -215,7 +216,7 @@ mod tests {
     #[test]
     fn the_settings_page_has_every_key_with_what_is_said_of_it() {
         let file =
-            "# About.\n\n# What a is.\n#: a = 1\n#: b = 2\n\n# A table.\n[t]\n# What c is,\n# at length.\n#: c = 3\n";
+            "# About.\n\n# What a is.\n#: a = 1\nb = 2\n\n# A table.\n[t]\n# What c is,\n# at length.\n#: c = 3\n";
         let page = settings_page(file);
         let body = page.split_once("DESCRIPTION\n").unwrap().1;
         let expected = ".PP\nAbout.\n.TP\n\\fBa = 1\\fR\nWhat a is.\n.TQ\n\\fBb = 2\\fR\n.SH \"TABLE [t]\"\nA table.\n\

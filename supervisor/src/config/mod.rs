@@ -406,7 +406,10 @@ mod tests {
     #[test]
     fn the_commented_default_file_names_every_key_with_its_default_and_is_valid() {
         let text = include_str!("../../../systemd/holdfastd.toml");
-        parse(text, &Flags::default()).unwrap();
+        // Installed, it keeps containers running through restarts and upgrades; that is what holdfast is for.
+        let installed = parse(text, &Flags::default()).unwrap();
+        let defaults = parse("", &Flags::default()).unwrap();
+        assert_eq!(installed, Settings { live_restore: true, ..defaults });
         let uncommented: String =
             text.lines().map(|l| l.strip_prefix("#: ").unwrap_or(l)).collect::<Vec<_>>().join("\n");
         let shown = file::parse(Path::new("/x.toml"), &uncommented).unwrap();

@@ -114,6 +114,8 @@ pub struct Entry {
     pub(super) caution: Option<Caution>,
     /// What another boot has left of it is being cleared away, before it is taken up again.
     pub(super) being_cleared: bool,
+    /// The request that made it was told that it failed.
+    pub(super) is_disowned: bool,
 }
 
 impl Entry {
@@ -132,6 +134,7 @@ impl Entry {
             held: Vec::new(),
             caution: None,
             being_cleared: false,
+            is_disowned: false,
         }
     }
 
@@ -484,9 +487,10 @@ impl Entry {
         out.push(Effect::Forget { id: self.id() });
     }
 
-    /// Whether it is removed once it has ended.
+    /// Whether it is removed once it has ended, which one that was never started cannot; or is nobody's.
     pub(super) fn is_removed_at_rest(&self) -> bool {
-        self.container.config.remove && !self.container.state.renewing
+        let state = &self.container.state;
+        self.is_disowned || (self.container.config.remove && !state.renewing && state.wish != Wish::Created)
     }
 
     fn own_ending(&self) -> Option<Ending> {

@@ -252,7 +252,7 @@ impl Registry {
                     entry.answer_start_waiters(&Err(refusal), out);
                     if entry.ending.is_some() && !start {
                         // A Create that fails leaves nothing over.
-                        entry.container.config.remove = true;
+                        entry.is_disowned = true;
                     }
                     entry.retire(false, out);
                 } else if start {
@@ -451,7 +451,7 @@ impl Registry {
         if problem.is_some() {
             // What could not be deleted stays visible, and can be removed again.
             entry.phase = Phase::AtRest;
-            entry.container.config.remove = false;
+            (entry.container.config.remove, entry.is_disowned) = (false, false);
             self.containers.insert(id.to_owned(), entry);
         } else {
             self.remember(&mut entry);

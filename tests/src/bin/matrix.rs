@@ -3,7 +3,7 @@
 //! ```text
 //! matrix collect NOTES TARGET    writes TARGET/matrix.tsv and TARGET/matrix.md, and prints the table
 //! matrix check TARGET README     whether README says what TARGET/matrix.md says; exit status 1 if not
-//! matrix write TARGET README     makes it say so; what was skipped is taken from TARGET/vm/machine, if `make test-vm` has seen it
+//! matrix write TARGET README     makes it say so; what was skipped is taken from TARGET/vm, if `make test-vm` has seen it
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -15,6 +15,12 @@ use holdfast_tests::matrix::{Matrix, cgroup_mode, compare, seen_with};
 /// Around the table in README.md.
 const BEGIN: &str = "<!-- matrix: made by `make matrix` -->\n";
 const END: &str = "<!-- end of matrix -->\n";
+
+/// Where `make test-vm` leaves what it has seen, below its directory, and what its places are called; the most real first.
+const ELSEWHERE: [(&str, &str); 2] = [
+    ("machine", "in the emulated machine of `make test-vm`"),
+    ("namespaces", "under systemd in the namespaces of `make test-vm`"),
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -67,16 +73,18 @@ fn check(target: &Path, readme: &Path) -> Result<(), String> {
 
 fn write(target: &Path, readme: &Path) -> Result<(), String> {
     let mut matrix = Matrix::read(&target.join("matrix.tsv")).map_err(|e| e.to_string())?;
-    let mut seen = load(&target.join("matrix.md"))?.lines().next().unwrap_or_default().to_owned();
-    let machine = target.join("vm/machine");
-    if machine.join("matrix.tsv").exists() {
-        matrix.fill_from(&Matrix::read(&machine.join("matrix.tsv")).map_err(|e| e.to_string())?);
-        let with = load(&machine.join("matrix.md"))?;
-        let with = what_was_seen(&with).trim_start_matches("Seen with ");
-        seen = format!("{} What it cannot show, in the machine of `make test-vm`: {with}", what_was_seen(&seen));
-        for reason in matrix.reasons() {
-            seen += &stands_for(reason);
+    let mut seen = what_was_seen(&load(&target.join("matrix.md"))?).to_owned();
+    for (part, place) in ELSEWHERE {
+        let there = target.join("vm").join(part);
+        if there.join("matrix.tsv").exists() {
+            matrix.fill_from(&Matrix::read(&there.join("matrix.tsv")).map_err(|e| e.to_string())?);
+            let with = load(&there.join("matrix.md"))?;
+            let with = what_was_seen(&with).trim_start_matches("Seen with ");
+            seen += &format!(" What cannot be shown there, {place}: {with}");
         }
+    }
+    for reason in matrix.reasons() {
+        seen += &stands_for(reason);
     }
     let text = load(readme)?;
     let (before, _, after) = split(&text, readme)?;

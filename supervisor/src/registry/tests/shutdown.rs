@@ -211,6 +211,20 @@ fn one_that_is_to_be_removed_at_its_end_is() {
 }
 
 #[test]
+fn one_that_removes_itself_and_was_never_started_is_there_for_the_next_supervisor() {
+    let mut own = container();
+    own.config.remove = true;
+    let mut world = World::created(own.clone());
+    terminate(&mut world, false);
+    let effects = world.retired();
+    assert!(!has(&effects, |e| matches!(e, Effect::Forget { .. })) && leaves(&effects));
+    own.state = State::default();
+    let (mut world, _) = World::found(own, None);
+    assert!(!has(&world.probed(Probe::Dead(None)), |e| matches!(e, Effect::Forget { .. })));
+    assert_eq!(world.status(), "created");
+}
+
+#[test]
 fn a_create_that_the_end_overtakes_fails_and_leaves_nothing() {
     let mut world = World::new();
     world.ask(1, Ask::Create { container: Box::new(container()), spec: "{}".into() });
