@@ -99,14 +99,17 @@ async fn reconnect(shim: &ShimRef, id: &str) -> Option<ShimClient> {
 
 /// Returns when the process has ended; at once if it has.
 pub async fn pid_gone(pid: u32, start_time: u64) {
-    if !proc::is_live(pid, start_time) {
-        return;
-    }
-    let Ok(pidfd) = sys::pidfd_open(pid) else { return };
-    let Ok(pidfd) = sys::watch_fd(pidfd) else { return };
-    // The pid may have passed to another process between the look and the opening.
-    if proc::is_live(pid, start_time) {
-        let _ = pidfd.readable().await; // fails only when the runtime ends
+    while proc::is_live(pid, start_time) {
+        // Without a pidfd to be had, for want of descriptors say, nothing is known but what the next look tells.
+        let Ok(pidfd) = sys::pidfd_open(pid).and_then(sys::watch_fd) else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        // The pid may have passed to another process between the look and the opening.
+        if proc::is_live(pid, start_time) {
+            let _ = pidfd.readable().await; // fails only when the runtime ends
+            return;
+        }
     }
 }
 

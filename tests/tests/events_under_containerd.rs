@@ -2,9 +2,11 @@
 //! matrix; see `with_containerd.rs`.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -14,6 +16,8 @@ use holdfast_tests::containerd::Events;
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
 use holdfast_tests::{eventually, process};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 matrix!(
     exits_and_lack_of_memory_are_told_in_order_when_containerd_is_back,
@@ -55,10 +59,16 @@ impl InItsPlace {
     }
 }
 
-/// A container that may have 32 MiB, with execs that go on when files come into being: `e1` to exit with 9, `e2` to lack
-/// memory, and init to exit with 7.
+/// In the order in which they are opened.
+const GATES: [&str; 3] = ["e1", "e2", "init"];
+
+/// A container that may have 32 MiB, with execs that go on when somebody writes into their FIFOs: `e1` to exit with 9, `e2` to
+/// lack memory, and init to exit with 7. Who waits there needs no memory, which would be refused to it in `e2`'s stead.
 fn with_two_execs<'a>(real: &'a Real<'_>) -> (Container<'a>, [u32; 3]) {
-    let gated = |gate: &str, then: &str| format!("while [ ! -e /{gate} ]; do /bin/sleep 0.02; done; {then}");
+    for gate in GATES {
+        mkfifo(&real.containerd.rootfs().join(gate), Mode::S_IRWXU).unwrap();
+    }
+    let gated = |gate: &str, then: &str| format!("read line </{gate} ; {then}");
     let container = real.container();
     let output = container.run(&["--detach", "--memory-limit", "33554432"], &gated("init", "exit 7"));
     assert!(output.status.success(), "{}", real.containerd.complain(&output));
@@ -84,8 +94,11 @@ fn with_two_execs<'a>(real: &'a Real<'_>) -> (Container<'a>, [u32; 3]) {
 
 /// Lets them end, one after the other.
 fn let_end(real: &Real<'_>, pids: [u32; 3]) {
-    for (gate, pid) in ["e1", "e2", "init"].into_iter().zip(pids) {
-        fs::write(real.containerd.rootfs().join(gate), "").unwrap();
+    for (gate, pid) in GATES.into_iter().zip(pids) {
+        let gate = real.containerd.rootfs().join(gate);
+        // Without waiting for a reader, which would be in vain if it were dead.
+        let open = || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&gate);
+        eventually("it should wait to go on", open).write_all(b"\n").unwrap();
         eventually("it should end", || if process::is_alive(pid) { Err(process::describe(pid)) } else { Ok(()) });
     }
 }
