@@ -427,7 +427,7 @@ impl Supervisor for Api {
 
 /// For questions that nobody answers any more.
 fn gone() -> Refusal {
-    Refusal::Unavailable("holdfastd is leaving".to_owned())
+    Refusal::Unavailable(LEAVING.to_owned())
 }
 
 fn reload_response(told: Reloaded) -> pb::ReloadResponse {

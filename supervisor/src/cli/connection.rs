@@ -8,10 +8,10 @@ use std::time::Duration;
 use holdfast_proto::supervisor as pb;
 use holdfast_proto::supervisor_ttrpc::SupervisorClient;
 use ttrpc::Code;
-use ttrpc::asynchronous::Client;
 use ttrpc::context::{self, Context};
 
 use super::{CliError, FAILED, say};
+use crate::client::dial;
 use crate::registry::start_failure_status;
 
 /// For requests that are answered from memory.
@@ -109,14 +109,8 @@ impl Connection {
         if let Some(client) = self.client.borrow().clone() {
             return Ok(client);
         }
-        let socket = self.socket.display().to_string();
-        let connected = Client::connect(&format!("unix://{socket}")).await;
-        let client = connected.map_err(|e| {
-            // The kernel's own word says what to do about it.
-            let source = std::os::unix::net::UnixStream::connect(&*self.socket).err();
-            CliError::Unreachable { socket, source: source.unwrap_or_else(|| std::io::Error::other(e)) }
-        })?;
-        let client = SupervisorClient::new(client);
+        let unreachable = |source| CliError::Unreachable { socket: self.socket.display().to_string(), source };
+        let client = SupervisorClient::new(dial(&self.socket).await.map_err(unreachable)?);
         *self.client.borrow_mut() = Some(client.clone());
         Ok(client)
     }

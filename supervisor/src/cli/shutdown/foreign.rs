@@ -2,7 +2,7 @@
 //! and the network that they use. Those of one that lives are its own business; it, or who drives it, would take the end
 //! of a container for a crash. The drop-in for `containerd.service` has it go first.
 
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -12,6 +12,7 @@ use nix::libc::SIGTERM;
 
 use super::{Stop, told};
 use crate::api::signal_number;
+use crate::client::has_listener;
 use crate::{names, scan};
 
 /// Where the conversion of an image's configuration puts its stop signal (OCI image specification, conversion.md).
@@ -22,7 +23,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stops them all, in parallel.
 pub(super) async fn stop_all(records: Vec<Record>) -> Vec<pb::StoppedContainer> {
-    let stops = records.into_iter().filter(is_orphan).map(async |record| {
+    let stops = records.into_iter().map(async |record| {
+        if !is_orphan(&record.manager).await {
+            return None;
+        }
         let began = Instant::now();
         let stop = Stop { id: &record.id, signal: stop_signal(&record), timeout: STOP_TIMEOUT };
         let (how, ended) = stop.shim(&scan::traces_of(&record)).await?;
@@ -32,11 +36,12 @@ pub(super) async fn stop_all(records: Vec<Record>) -> Vec<pb::StoppedContainer> 
     join_all(stops).await.into_iter().flatten().collect()
 }
 
-/// Whether its containerd serves no more.
-fn is_orphan(record: &Record) -> bool {
-    match &record.manager {
+/// Whether its containerd is gone, for sure: one that is merely slow has a full backlog, and looks after its containers.
+async fn is_orphan(manager: &Manager) -> bool {
+    match manager {
         Manager::Containerd { address } => {
-            UnixStream::connect(address.strip_prefix("unix://").unwrap_or(address)).is_err()
+            let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
+            matches!(has_listener(path).await, Ok(false))
         }
         Manager::Holdfastd => false,
     }
@@ -56,6 +61,15 @@ fn stop_signal_in(config: &str) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_containerd_counts_as_gone_only_if_that_is_sure() {
+        let at = |address: &str| Manager::Containerd { address: address.into() };
+        assert!(is_orphan(&at("/no/such/containerd.sock")).await);
+        assert!(is_orphan(&at("unix:///no/such/containerd.sock")).await);
+        assert!(!is_orphan(&at("/dev/null/containerd.sock")).await, "that it cannot be asked says nothing");
+        assert!(!is_orphan(&Manager::Holdfastd).await);
+    }
 
     #[test]
     fn the_stop_signal_is_the_images_or_sigterm() {
