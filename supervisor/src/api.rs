@@ -326,7 +326,10 @@ impl Supervisor for Api {
     async fn stop_all(&self, _: &TtrpcContext, _: pb::StopAllRequest) -> Reply<pb::StopAllResponse> {
         let within = self.settings().shutdown_timeout;
         match self.ask(Ask::StopAll { within }).await.map_err(status)? {
-            Answer::Stopped(stopped) => Ok(stop_all_response(stopped)),
+            Answer::Stopped(stopped) => {
+                let containers = stopped.into_iter().map(pb::StoppedContainer::from).collect();
+                Ok(pb::StopAllResponse { containers, ..Default::default() })
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -452,17 +455,18 @@ fn reload_response(told: Reloaded) -> pb::ReloadResponse {
     }
 }
 
-fn stop_all_response(stopped: Vec<Stopped>) -> pb::StopAllResponse {
-    let one = |stopped: Stopped| pb::StoppedContainer {
-        id: stopped.id,
-        name: stopped.name,
-        has_ended: stopped.how != How::LeftBehind,
-        exit_status: stopped.outcome.map(|outcome| outcome.status),
-        how: stopped.how.as_str().to_owned(),
-        took_ns: u64::try_from(stopped.took.as_nanos()).unwrap_or(u64::MAX),
-        ..Default::default()
-    };
-    pb::StopAllResponse { containers: stopped.into_iter().map(one).collect(), ..Default::default() }
+impl From<Stopped> for pb::StoppedContainer {
+    fn from(stopped: Stopped) -> Self {
+        Self {
+            id: stopped.id,
+            name: stopped.name,
+            has_ended: stopped.how != How::LeftBehind,
+            exit_status: stopped.outcome.map(|outcome| outcome.status),
+            how: stopped.how.as_str().to_owned(),
+            took_ns: u64::try_from(stopped.took.as_nanos()).unwrap_or(u64::MAX),
+            ..Default::default()
+        }
+    }
 }
 
 fn ambiguous(name: &str) -> Refusal {

@@ -195,36 +195,58 @@ fn scan_containers(paths: &Paths, findings: &mut Findings) {
     }
 }
 
-fn scan_tasks(tasks: &Path, boot_id: &str, findings: &mut Findings, own: &mut OwnRecords) {
-    for instance in directories(tasks, "", &mut findings.unusable) {
+/// Other managers' containers by their records, as far as these are of this boot and can be read; nothing else is looked at.
+pub fn foreign(paths: &Paths, boot_id: &str) -> Vec<Record> {
+    let others = tasks(&paths.run.join("tasks"), &mut Vec::new()).into_iter().filter(|task| !task.is_ours);
+    others.filter_map(|task| Record::read(&task.record).ok()).filter(|record| record.boot_id == boot_id).collect()
+}
+
+/// A place for a record.
+struct Task {
+    namespace: String,
+    id: String,
+    is_ours: bool,
+    record: PathBuf,
+}
+
+/// All places for records, in order.
+fn tasks(tasks: &Path, unusable: &mut Vec<Unusable>) -> Vec<Task> {
+    let mut all = Vec::new();
+    for instance in directories(tasks, "", unusable) {
         let of_instance = tasks.join(&instance);
-        for namespace in directories(&of_instance, "", &mut findings.unusable) {
+        for namespace in directories(&of_instance, "", unusable) {
             let of_namespace = of_instance.join(&namespace);
-            let ours = instance == record::SUPERVISOR_INSTANCE && namespace == NAMESPACE;
-            for id in directories(&of_namespace, &namespace, &mut findings.unusable) {
-                let path = of_namespace.join(&id).join(record::FILE_NAME);
-                match Record::read(&path) {
-                    // Written before the last boot: nothing in it is true any more.
-                    Ok(record) if record.boot_id != boot_id => {}
-                    Ok(record) if ours => {
-                        own.insert(id, Ok(record));
-                    }
-                    Ok(record) => findings.foreign.push(record),
-                    // A directory is made before its first record.
-                    Err(ReadError::Io(_, e)) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => {
-                        let class = match e {
-                            ReadError::Newer { .. } => Class::Incompatible,
-                            _ => Class::Unreadable,
-                        };
-                        let (namespace, reason) = (namespace.clone(), chain(&e));
-                        let unusable = Unusable { namespace, id: id.clone(), class, reason };
-                        if ours {
-                            own.insert(id, Err(unusable));
-                        } else {
-                            findings.unusable.push(unusable);
-                        }
-                    }
+            let is_ours = instance == record::SUPERVISOR_INSTANCE && namespace == NAMESPACE;
+            for id in directories(&of_namespace, &namespace, unusable) {
+                let record = of_namespace.join(&id).join(record::FILE_NAME);
+                all.push(Task { namespace: namespace.clone(), id, is_ours, record });
+            }
+        }
+    }
+    all
+}
+
+fn scan_tasks(root: &Path, boot_id: &str, findings: &mut Findings, own: &mut OwnRecords) {
+    for Task { namespace, id, is_ours, record } in tasks(root, &mut findings.unusable) {
+        match Record::read(&record) {
+            // Written before the last boot: nothing in it is true any more.
+            Ok(record) if record.boot_id != boot_id => {}
+            Ok(record) if is_ours => {
+                own.insert(id, Ok(record));
+            }
+            Ok(record) => findings.foreign.push(record),
+            // A directory is made before its first record.
+            Err(ReadError::Io(_, e)) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                let class = match e {
+                    ReadError::Newer { .. } => Class::Incompatible,
+                    _ => Class::Unreadable,
+                };
+                let unusable = Unusable { namespace, id: id.clone(), class, reason: chain(&e) };
+                if is_ours {
+                    own.insert(id, Err(unusable));
+                } else {
+                    findings.unusable.push(unusable);
                 }
             }
         }
@@ -444,6 +466,8 @@ mod tests {
         roots.record("holdfastd", "orphan", "boot");
         let found = scan(&roots.1, "boot");
         assert_eq!(found.foreign.len(), 1);
+        assert_eq!(found.foreign, foreign(&roots.1, "boot"));
+        assert_eq!(foreign(&roots.1, "later"), []);
         assert_eq!(found.unusable[0].id, "orphan");
         assert!(roots.1.record("orphan").exists());
     }

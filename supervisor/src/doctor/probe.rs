@@ -10,7 +10,7 @@ use std::time::Duration;
 use std::{env, fs};
 
 use futures_util::future::join_all;
-use holdfast_proto::record::{self, Manager};
+use holdfast_proto::record::Manager;
 use holdfast_proto::supervisor as pb;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
@@ -82,7 +82,7 @@ fn paths(answer: &Result<pb::InfoResponse, String>, settings: &Result<Settings, 
     match (answer, settings) {
         (Ok(info), _) => Paths { run: PathBuf::from(&info.run_dir), state: PathBuf::from(&info.state_dir) },
         (Err(_), Ok(settings)) => settings.paths.clone(),
-        (Err(_), Err(_)) => Paths { run: record::run_dir(), state: record::state_dir() },
+        (Err(_), Err(_)) => Paths::from_environment(),
     }
 }
 

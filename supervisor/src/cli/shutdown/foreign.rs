@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use holdfast_proto::record::{Manager, Record};
-use holdfast_proto::{regular, supervisor as pb};
+use holdfast_proto::regular;
 use nix::libc::SIGTERM;
 
-use super::{Stop, told};
+use super::{Stop, stopped};
 use crate::api::signal_number;
 use crate::client::has_listener;
+use crate::registry::Stopped;
 use crate::{names, scan};
 
 /// Where the conversion of an image's configuration puts its stop signal (OCI image specification, conversion.md).
@@ -22,16 +23,16 @@ const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stops them all, in parallel.
-pub(super) async fn stop_all(records: Vec<Record>) -> Vec<pb::StoppedContainer> {
+pub(super) async fn stop_all(records: Vec<Record>) -> Vec<Stopped> {
     let stops = records.into_iter().map(async |record| {
         if !is_orphan(&record.manager).await {
             return None;
         }
         let began = Instant::now();
         let stop = Stop { id: &record.id, signal: stop_signal(&record), timeout: STOP_TIMEOUT };
-        let (how, ended) = stop.shim(&scan::traces_of(&record)).await?;
+        let ended = stop.shim(&scan::traces_of(&record)).await?;
         let name = format!("{}/{}", record.namespace, names::short(&record.id));
-        Some(told(record.id.clone(), name, how, ended.map(|ended| ended.status), began.elapsed()))
+        Some(stopped(record.id.clone(), name, ended, began))
     });
     join_all(stops).await.into_iter().flatten().collect()
 }
