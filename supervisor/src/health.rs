@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use crate::api::Api;
 use crate::client::{CallError, QUICK, ShimClient, now_unix_ns};
 use crate::output::Whom;
+use crate::registry::Refusal;
 
 /// A round begins this long after the last one, unless somebody looks.
 const ROUNDS: Duration = Duration::from_secs(10);
@@ -69,12 +70,17 @@ pub async fn watch(api: Api) {
         if health.table().is_empty() {
             let _ = tokio::time::timeout(ROUNDS, health.looked_at.notified()).await; // either will do
         }
-        if let Ok(shims) = api.shims().await {
+        if let Ok(shims) = shims(&api).await {
             health.retain(&shims);
             join_all(shims.iter().map(async |shim| health.note(&shim.address, is_silent(&shim.address).await))).await;
         }
         tokio::time::sleep(REST).await;
     }
+}
+
+/// Everybody's.
+async fn shims(api: &Api) -> Result<Vec<Whom>, Refusal> {
+    api.shims(&api.foreign().await?).await
 }
 
 /// Whether a shim that lives does not answer what it can answer from memory.

@@ -37,6 +37,7 @@ pub mod metrics;
 pub mod names;
 pub mod notify;
 pub mod observers;
+pub mod offload;
 pub mod output;
 pub mod paths;
 pub mod policy;
