@@ -549,7 +549,7 @@ fn container(snapshot: Snapshot) -> pb::Container {
         id: snapshot.id,
         name: snapshot.name,
         manager: snapshot.manager,
-        status: snapshot.status,
+        status: snapshot.status.as_str().to_owned(),
         pid: snapshot.pid,
         shim_pid: snapshot.shim_pid,
         created_at_unix_ns: snapshot.created_at_unix_ns,

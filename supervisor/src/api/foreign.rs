@@ -9,7 +9,7 @@ use holdfast_proto::{regular, supervisor as pb};
 use crate::container::{OUT_OF_MEMORY, UNKNOWN_STATUS};
 use crate::output::Whom;
 use crate::paths::Paths;
-use crate::registry::Refusal;
+use crate::registry::{Refusal, Status};
 use crate::scan;
 use crate::sys::proc;
 
@@ -75,14 +75,14 @@ impl Foreign {
         let (record, shim_lives) = (&self.record, self.shim_lives);
         let init = record.init();
         let exit = init.and_then(|p| p.exit);
-        let state = match (self.init, exit, init.map(|p| p.state)) {
-            (Some((_, ProcessState::Created)), ..) => "created",
-            (Some((_, ProcessState::Paused)), ..) => "paused",
-            (Some(_), ..) => "running",
+        let status = match (self.init, exit, init.map(|p| p.state)) {
+            (Some((_, ProcessState::Created)), ..) => Status::Created,
+            (Some((_, ProcessState::Paused)), ..) => Status::Paused,
+            (Some(_), ..) => Status::Running,
             // Before its first process is there; and when it has ended and its shim is about to say so.
-            (None, None, Some(ProcessState::Created)) if shim_lives => "preparing",
-            (None, None, _) if shim_lives => "stopping",
-            (None, ..) => "exited",
+            (None, None, Some(ProcessState::Created)) if shim_lives => Status::Preparing,
+            (None, None, _) if shim_lives => Status::Stopping,
+            (None, ..) => Status::Exited,
         };
         let reason = match (self.init, exit) {
             _ if init.is_some_and(|p| p.oom_killed) => OUT_OF_MEMORY,
@@ -90,7 +90,7 @@ impl Foreign {
             (None, None) if !shim_lives => "its shim died with the exit status",
             _ => "",
         };
-        let unknown = if state == "exited" { UNKNOWN_STATUS } else { 0 };
+        let unknown = if status == Status::Exited { UNKNOWN_STATUS } else { 0 };
         pb::Container {
             namespace: record.namespace.clone(),
             id: record.id.clone(),
@@ -100,7 +100,7 @@ impl Foreign {
                 record::Manager::Holdfastd => "holdfastd".to_owned(),
             },
             command: self.command.clone(),
-            status: state.to_owned(),
+            status: status.as_str().to_owned(),
             pid: self.pid(),
             shim_pid: record.shim.pid,
             started_at_unix_ns: self.started_at_unix_ns,

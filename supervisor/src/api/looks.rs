@@ -14,7 +14,7 @@ use crate::chain;
 use crate::client::{CallError, ShimClient, now_unix_ns};
 use crate::offload::off_loop;
 use crate::output::{self, Whom};
-use crate::registry::{Answer, Ask, Refusal, Snapshot};
+use crate::registry::{Answer, Ask, Refusal, Snapshot, Status};
 use crate::stats::{self, StatsError};
 
 /// A healthy shim answers within this.
@@ -221,14 +221,14 @@ impl Api {
 
 fn unresponsive(message: &mut pb::Container, since_unix_ns: i64) {
     let seconds = now_unix_ns().saturating_sub(since_unix_ns) / 1_000_000_000;
-    "unresponsive".clone_into(&mut message.status);
+    Status::Unresponsive.as_str().clone_into(&mut message.status);
     message.reason = format!("its shim (pid {}) has not answered for {seconds}s", message.shim_pid);
 }
 
 fn wanted_own(snapshot: Snapshot) -> Wanted {
     let unknown = match (snapshot.pid, snapshot.shim_address.as_str()) {
         (_, "") if snapshot.pid != 0 => "its shim is dead",
-        (0, _) if snapshot.status != "unresponsive" => "it does not run",
+        (0, _) if snapshot.status != Status::Unresponsive => "it does not run",
         _ => "",
     };
     let (namespace, id, name, manager) = (snapshot.namespace, snapshot.id, snapshot.name, snapshot.manager);

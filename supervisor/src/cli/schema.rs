@@ -39,7 +39,8 @@ pub(super) struct Container<'a> {
     /// holdfastd, or the address of a containerd.
     manager: &'a str,
     command: &'a [String],
-    /// preparing, created, running, paused, stopping, exited, restarting, removing, unresponsive, unreadable, incompatible.
+    /// restoring, preparing, created, running, paused, stopping, exited, restarting, removing, unresponsive, unreadable,
+    /// incompatible.
     status: &'a str,
     /// 0 for none; so for the shim's.
     pid: u32,
