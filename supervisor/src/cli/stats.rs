@@ -70,7 +70,7 @@ pub(super) async fn run(connection: Connection, args: &StatsArgs, json: bool) ->
     let live = std::io::stdout().is_terminal() && !json && !args.no_stream;
     let mut before = Before::default();
     // The share of the CPUs is that of a span, which the first look begins.
-    let mut list = connection.stats(&request).await?;
+    let mut list = connection.stats(&request).await?.containers;
     if let Some(missing) = list.iter().find(|one| one.missing) {
         return Err(CliError::Refused {
             text: missing.unknown.clone(),
@@ -87,7 +87,7 @@ pub(super) async fn run(connection: Connection, args: &StatsArgs, json: bool) ->
     }
     loop {
         tokio::time::sleep(INTERVAL).await;
-        list = connection.stats(&request).await?;
+        list = connection.stats(&request).await?.containers;
         let key = |one: &pb::ContainerStats| (one.namespace.clone(), one.id.clone());
         let percent: HashMap<_, _> = list.iter().filter_map(|one| Some((key(one), before.percent(one)?))).collect();
         let text = if json {
