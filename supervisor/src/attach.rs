@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use crate::client::{CallError, ShimClient};
-use crate::registry::{Probe, ShimRef};
+use crate::registry::{Probe, ShimRef, TaskView};
 use crate::scan::ShimTraces;
 use crate::sys::{self, proc};
 
@@ -23,10 +23,11 @@ pub async fn probe(id: &str, traces: &ShimTraces, deadline: Duration) -> (Probe,
     if traces.process.is_some_and(|(pid, start)| !proc::is_live(pid, start)) {
         return (Probe::Dead(live_init(traces)), None);
     }
-    match tokio::time::timeout(deadline, ask(id, traces, deadline)).await {
-        Ok(Ok((shim, task, client))) => (Probe::Answers(shim, task), Some(client)),
-        Ok(Err(CallError::Broken { .. })) if traces.process.is_none() => (Probe::Dead(live_init(traces)), None),
-        Ok(Err(_)) | Err(_) => match traces.process {
+    let question = |client| who_and_what(client, traces, deadline);
+    match ShimClient::ask(&traces.address, id, "State", deadline, question).await {
+        Ok((shim, task, client)) => (Probe::Answers(shim, task), Some(client)),
+        Err(CallError::Broken { .. }) if traces.process.is_none() => (Probe::Dead(live_init(traces)), None),
+        Err(_) => match traces.process {
             // It may have died while it was asked.
             Some((pid, start)) if !proc::is_live(pid, start) => (Probe::Dead(live_init(traces)), None),
             _ => (Probe::Silent, None),
@@ -34,12 +35,11 @@ pub async fn probe(id: &str, traces: &ShimTraces, deadline: Duration) -> (Probe,
     }
 }
 
-async fn ask(
-    id: &str,
+async fn who_and_what(
+    client: ShimClient,
     traces: &ShimTraces,
     deadline: Duration,
-) -> Result<(ShimRef, Option<crate::registry::TaskView>, ShimClient), CallError> {
-    let client = ShimClient::connect(&traces.address, id, deadline).await?;
+) -> Result<(ShimRef, Option<TaskView>, ShimClient), CallError> {
     let task = client.state(deadline).await?;
     // The record says who serves there, or else the shim does. One that answers needs no second question, and with many
     // shims each question counts.

@@ -90,6 +90,12 @@ impl CallError {
         matches!(self, Self::Status(s) if s.code() == Code::NOT_FOUND)
     }
 
+    /// Whether there was no answer in time. A connection that is refused or closed is another matter: the shim is about to
+    /// end, or to be replaced.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
+
     /// For the one who asked; `what` says what was tried.
     pub fn refusal(&self, what: &str) -> Refusal {
         let text = format!("{what}: {}", crate::chain(self));
@@ -129,6 +135,21 @@ impl ShimClient {
             Ok(Err(e)) => Err(CallError::Broken { method, source: ttrpc::Error::Others(e.to_string()) }),
             Err(_) => Err(CallError::Silent { method, within }),
         }
+    }
+
+    /// Connects and asks; one deadline for everything, which is that of `method` if it passes.
+    ///
+    /// # Errors
+    /// As [`Self::connect`] and the question.
+    pub async fn ask<A, F: Future<Output = Result<A, CallError>>>(
+        address: &str,
+        id: &str,
+        method: &'static str,
+        within: Duration,
+        question: impl FnOnce(Self) -> F,
+    ) -> Result<A, CallError> {
+        let asked = async { question(Self::connect(address, id, within).await?).await };
+        tokio::time::timeout(within, asked).await.unwrap_or(Err(CallError::Silent { method, within }))
     }
 
     async fn call<Q: Message, A: Message>(
@@ -438,5 +459,27 @@ mod tests {
         drop(listener);
         assert!(!has_listener(&socket).await.unwrap(), "it refuses");
         assert!(has_listener(&socket.join("below")).await.is_err(), "who knows");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_deadline_that_has_passed_is_silence() {
+        let place = Place::new("silence");
+        let socket = place.socket();
+        let address = socket.display().to_string();
+        let is_broken = |e: CallError| matches!(e, CallError::Broken { .. }) && !e.is_silence();
+        let ask = async || {
+            let question = |client: ShimClient| async move { client.info(QUICK).await };
+            ShimClient::ask(&address, "", "Info", QUICK, question).await.unwrap_err()
+        };
+        assert!(is_broken(ask().await), "nothing is there");
+        let listener = UnixListener::bind(&socket).unwrap();
+        assert!(ask().await.is_silence(), "nobody accepts");
+        drop(listener);
+        assert!(is_broken(ask().await), "it refuses");
+        fs::remove_file(&socket).unwrap();
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let closes = async { drop(listener.accept().await.unwrap()) };
+        let (error, ()) = tokio::join!(ask(), closes);
+        assert!(is_broken(error), "it closes");
     }
 }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::Notify;
 
 use crate::api::Api;
-use crate::client::{CallError, QUICK, ShimClient, now_unix_ns};
+use crate::client::{QUICK, ShimClient, now_unix_ns};
 use crate::output::Whom;
 use crate::registry::Refusal;
 
@@ -85,12 +85,9 @@ async fn shims(api: &Api) -> Result<Vec<Whom>, Refusal> {
 
 /// Whether a shim that lives does not answer what it can answer from memory.
 async fn is_silent(address: &str) -> bool {
-    let asked = async { ShimClient::connect(address, "", QUICK).await?.info(QUICK).await };
-    match tokio::time::timeout(QUICK, asked).await {
-        Err(_) | Ok(Err(CallError::Silent { .. })) => true,
-        // A connection that breaks is that of a shim which is about to end; who watches it learns that by itself.
-        Ok(Ok(_) | Err(CallError::Status(_) | CallError::Broken { .. })) => false,
-    }
+    let question = |client: ShimClient| async move { client.info(QUICK).await };
+    // A connection that breaks is that of a shim which is about to end; who watches it learns that by itself.
+    ShimClient::ask(address, "", "Info", QUICK, question).await.is_err_and(|e| e.is_silence())
 }
 
 #[cfg(test)]

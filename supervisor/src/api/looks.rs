@@ -11,7 +11,7 @@ use holdfast_proto::supervisor as pb;
 use super::foreign::{self, Foreign};
 use super::{Api, container, restore_report};
 use crate::chain;
-use crate::client::{CallError, ShimClient, now_unix_ns};
+use crate::client::{ShimClient, now_unix_ns};
 use crate::offload::off_loop;
 use crate::output::{self, Whom};
 use crate::registry::{Answer, Ask, Refusal, Snapshot, Status};
@@ -209,9 +209,8 @@ impl Api {
         let Some(address) = address.filter(|_| message.unknown.is_empty()) else {
             return Err(Refusal::Precondition(format!("container {}: {}", message.name, message.unknown)));
         };
-        let asked = async { ShimClient::connect(&address, &message.id, DEADLINE).await?.pids(DEADLINE).await };
-        let silent = Err(CallError::Silent { method: "Pids", within: DEADLINE });
-        let answer = tokio::time::timeout(DEADLINE, asked).await.unwrap_or(silent);
+        let question = |client: ShimClient| async move { client.pids(DEADLINE).await };
+        let answer = ShimClient::ask(&address, &message.id, "Pids", DEADLINE, question).await;
         let pids = answer.map_err(|e| e.refusal("cannot list the processes"))?;
         let process = |(pid, exec_id)| pb::Process { pid, exec_id, ..Default::default() };
         let processes = pids.into_iter().map(process).collect();

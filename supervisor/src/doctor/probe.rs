@@ -18,8 +18,9 @@ use tokio::process::Command;
 
 use super::{Answer, Cgroup, CgroupMode, Daemon, Facts, Kernel, Shim, Spill, Tool, Unit, stale};
 use crate::chain;
-use crate::client::{CallError, QUICK, ShimClient};
+use crate::client::{QUICK, ShimClient};
 use crate::config::{Flags, Settings};
+use crate::identity::{Identity, Stat, identify};
 use crate::paths::Paths;
 use crate::report::{Class, RestoreReport, Restored};
 use crate::scan::{self, Findings};
@@ -360,9 +361,10 @@ fn spill((directory, floor_percent): (PathBuf, u32)) -> Spill {
     Spill { directory, free_percent, floor_percent }
 }
 
-/// A shim that runs, by its address.
+/// A shim that is to be asked.
 struct Running {
     pid: u32,
+    start_time: u64,
     containers: Vec<String>,
     foreign: bool,
 }
@@ -371,48 +373,59 @@ struct Running {
 async fn shims(found: &Findings) -> (Vec<Shim>, Vec<(PathBuf, u32)>) {
     let asked = join_all(running(found).into_iter().map(async |(address, shim)| {
         let (answer, place) = ask(&address).await;
-        let state = proc::stat(shim.pid).map_or('?', |stat| char::from(stat.state));
-        let Running { pid, containers, foreign } = shim;
-        (Shim { pid, state, containers, foreign, answer }, place)
+        let now = proc::stat(shim.pid);
+        (shim.told(answer, now), place)
     }))
     .await;
     let (shims, places): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
-    (shims, places.into_iter().flatten().collect())
+    (shims.into_iter().flatten().collect(), places.into_iter().flatten().collect())
 }
 
+impl Running {
+    /// What there is to tell once it was asked. `None` for one that has ended meanwhile: whatever is advised about its pid
+    /// would be done to another process.
+    fn told(self, answer: Answer, now: Option<Stat>) -> Option<Shim> {
+        let Self { pid, start_time, containers, foreign } = self;
+        let now = now.filter(|_| identify(start_time, now) == Identity::Live)?;
+        Some(Shim { pid, state: char::from(now.state), containers, foreign, answer })
+    }
+}
+
+/// The shims that run, by their addresses.
 fn running(found: &Findings) -> BTreeMap<String, Running> {
     let mut shims: BTreeMap<String, Running> = BTreeMap::new();
-    let mut add = |address: &str, pid: u32, container: String, foreign: bool| {
-        let new = || Running { pid, containers: Vec::new(), foreign };
-        shims.entry(address.to_owned()).or_insert_with(new).containers.push(container);
+    let mut add = |address: &str, (pid, start_time): (u32, u64), container: String, foreign: bool| {
+        if proc::is_live(pid, start_time) {
+            let new = || Running { pid, start_time, containers: Vec::new(), foreign };
+            shims.entry(address.to_owned()).or_insert_with(new).containers.push(container);
+        }
     };
     for (id, own) in &found.own {
-        let Some(traces) = &own.shim else { continue };
-        if let Some((pid, _)) = traces.process.filter(|(pid, start)| proc::is_live(*pid, *start)) {
-            add(&traces.address, pid, format!("{}/{id}", crate::paths::NAMESPACE), false);
+        if let Some(traces) = &own.shim
+            && let Some(process) = traces.process
+        {
+            add(&traces.address, process, format!("{}/{id}", crate::paths::NAMESPACE), false);
         }
     }
     for record in &found.foreign {
-        if proc::is_live(record.shim.pid, record.shim.start_time) {
-            let foreign = matches!(record.manager, Manager::Containerd { .. });
-            add(&record.shim.address, record.shim.pid, format!("{}/{}", record.namespace, record.id), foreign);
-        }
+        let foreign = matches!(record.manager, Manager::Containerd { .. });
+        let process = (record.shim.pid, record.shim.start_time);
+        add(&record.shim.address, process, format!("{}/{}", record.namespace, record.id), foreign);
     }
     shims
 }
 
 async fn ask(address: &str) -> (Answer, Option<(PathBuf, u32)>) {
-    let asked = async {
-        let client = ShimClient::connect(address, "", QUICK).await?;
+    let question = |client: ShimClient| async move {
         let version = client.info(QUICK).await?.version;
         // Where output is kept matters less than the version: an older shim may not know the question.
         let place = client.output(false, QUICK).await.ok().filter(|output| !output.spill_dir.is_empty());
         Ok((version, place.map(|output| (PathBuf::from(output.spill_dir), output.free_floor_percent))))
     };
-    match tokio::time::timeout(QUICK, asked).await {
-        Ok(Ok((version, place))) => (Answer::Version(version), place),
-        Err(_) | Ok(Err(CallError::Silent { .. })) => (Answer::Silence, None),
-        Ok(Err(e)) => (Answer::Error(chain(&e)), None),
+    match ShimClient::ask(address, "", "Info", QUICK, question).await {
+        Ok((version, place)) => (Answer::Version(version), place),
+        Err(e) if e.is_silence() => (Answer::Silence, None),
+        Err(e) => (Answer::Error(chain(&e)), None),
     }
 }
 
@@ -432,6 +445,18 @@ mod tests {
             ("nothing", ""),
         ] {
             assert_eq!(version_in(text), version);
+        }
+    }
+
+    #[test]
+    fn a_shim_that_ended_while_it_was_asked_is_not_told_of() {
+        let asked = || Running { pid: 7, start_time: 8, containers: vec!["default/abc".into()], foreign: false };
+        let told =
+            |now| asked().told(Answer::Error("the connection broke".into()), now).map(|shim| (shim.pid, shim.state));
+        let stat = |state, start_time| Some(Stat { state, start_time });
+        assert_eq!(told(stat(b'S', 8)), Some((7, 'S')));
+        for ended in [None, stat(b'Z', 8), stat(b'S', 9)] {
+            assert_eq!(told(ended), None, "{ended:?}");
         }
     }
 
