@@ -41,6 +41,7 @@ pub mod offload;
 pub mod output;
 pub mod paths;
 pub mod policy;
+pub mod programs;
 pub mod registry;
 pub mod report;
 pub mod scan;

@@ -13,6 +13,7 @@ use crate::container::{Container, OUT_OF_MEMORY, Outcome};
 use crate::endings::Ending;
 use crate::names::check_identifier;
 use crate::paths::{NAMESPACE, Paths};
+use crate::programs::in_path;
 use crate::report::Class;
 use crate::store::{self, StoreError};
 
@@ -297,12 +298,7 @@ pub fn traces_of(record: &Record) -> ShimTraces {
 /// Whether the OCI runtime that made a container can be found, which every later call to the container needs.
 fn runtime_gone(record: &Record) -> Option<Caution> {
     let binary = Path::new(&record.runtime.binary);
-    let found = if binary.is_absolute() {
-        binary.is_file()
-    } else {
-        let directories = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&directories).any(|directory| directory.join(binary).is_file())
-    };
+    let found = if binary.is_absolute() { binary.is_file() } else { in_path(binary).is_some() };
     let reason = || format!("its OCI runtime {} is not there any more", binary.display());
     (!found && !record.runtime.binary.is_empty()).then(|| Caution::RuntimeGone(reason()))
 }

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::log_policy::{LogPolicy, LogPolicyError};
 use crate::paths::Paths;
+use crate::programs::in_path;
 use file::Given;
 pub use flags::Flags;
 pub use reload::{Change, Refused, Reloaded};
@@ -202,10 +203,8 @@ impl Settings {
         if let Some(named) = &self.shim {
             return Some(named.clone());
         }
-        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(SHIM)));
-        let in_path = std::env::var_os("PATH").unwrap_or_default();
-        let in_path = std::env::split_paths(&in_path).map(|dir| dir.join(SHIM));
-        beside.into_iter().chain(in_path).find(|p| p.is_absolute() && p.is_file())
+        let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name(SHIM));
+        beside.filter(|path| path.is_file()).or_else(|| in_path(SHIM))
     }
 }
 

@@ -11,6 +11,7 @@ use std::{env, fs};
 
 use futures_util::future::join_all;
 use holdfast_proto::record::Manager;
+use holdfast_proto::shim_settings::OutputSettings;
 use holdfast_proto::supervisor as pb;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
@@ -22,6 +23,7 @@ use crate::client::{QUICK, ShimClient};
 use crate::config::{Flags, Settings};
 use crate::identity::{Identity, Stat, identify};
 use crate::paths::Paths;
+use crate::programs::in_path;
 use crate::report::{Class, RestoreReport, Restored};
 use crate::scan::{self, Findings};
 use crate::sys::{self, proc};
@@ -40,9 +42,6 @@ const PROPERTIES: &str = "--property=Id,LoadState,ActiveState,UnitFileState,Kill
 
 /// `CAP_SYS_RESOURCE`, capabilities(7).
 const CAP_SYS_RESOURCE: u32 = 24;
-
-/// What the shims' settings are when nobody says otherwise.
-const DEFAULT_FLOOR: u32 = 10;
 
 /// Gathers everything. `answer` is the supervisor's, or why there is none.
 pub async fn facts(answer: Result<pb::InfoResponse, String>) -> Facts {
@@ -178,11 +177,6 @@ async fn tool_in_path(name: &str) -> Option<Tool> {
 
 async fn installed(shim: Option<PathBuf>) -> Option<Tool> {
     Some(tool(shim?, "-v").await)
-}
-
-fn in_path(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_absolute() && path.is_file())
 }
 
 async fn tool(path: PathBuf, flag: &str) -> Tool {
@@ -331,24 +325,11 @@ fn restore(report: &pb::RestoreReport) -> RestoreReport {
     }
 }
 
-/// What is wrong with the shims' settings file, and where it says that output is kept, with the floor there.
+/// What is wrong with the shims' settings file, or where it says that output is kept, with the floor there.
 fn shim_settings(paths: &Paths) -> (Option<String>, Option<(PathBuf, u32)>) {
-    let file = env::var_os("HOLDFAST_SHIM_CONFIG").map(PathBuf::from);
-    let path = file.clone().unwrap_or_else(|| "/etc/holdfast/shim.toml".into());
-    let place = |table: &toml::Table| {
-        let output = table.get("output");
-        let directory = output.and_then(|o| o.get("spill-dir")).and_then(toml::Value::as_str).map(PathBuf::from);
-        let floor = output.and_then(|o| o.get("free-floor")).and_then(toml::Value::as_integer);
-        let floor = floor.and_then(|n| u32::try_from(n).ok()).unwrap_or(DEFAULT_FLOOR);
-        (directory.unwrap_or_else(|| paths.state.join("spill")), floor)
-    };
-    match fs::read_to_string(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && file.is_none() => (None, Some(place(&toml::Table::new()))),
-        Err(e) => (Some(format!("{}: {e}", path.display())), None),
-        Ok(text) => match text.parse::<toml::Table>() {
-            Ok(table) => (None, Some(place(&table))),
-            Err(e) => (Some(format!("{}: {e}", path.display())), None),
-        },
+    match OutputSettings::load_below(&paths.state) {
+        Ok(settings) => (None, Some((settings.spill_dir, settings.free_floor_percent.into()))),
+        Err(e) => (Some(chain(&e)), None),
     }
 }
 
