@@ -15,6 +15,8 @@ use holdfast_proto::shim_settings::OutputSettings;
 use holdfast_proto::supervisor as pb;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
+use procfs::ProcessCGroup;
+use procfs::process::{LimitValue, Process};
 use tokio::process::Command;
 
 use super::{Answer, Cgroup, CgroupMode, Daemon, Facts, Kernel, Shim, Spill, Tool, Unit, stale};
@@ -95,9 +97,8 @@ fn kernel() -> Kernel {
         exit_info: exit_info().unwrap_or(false),
         inotify_instances: number("/proc/sys/fs/inotify/max_user_instances"),
         pipe_pages: number("/proc/sys/fs/pipe-user-pages-soft"),
-        pid_max: number("/proc/sys/kernel/pid_max"),
-        processes: fs::read_dir("/proc").into_iter().flatten().flatten().filter(|e| is_number(&e.file_name())).count()
-            as u64,
+        pid_max: procfs::sys::kernel::pid_max().ok().and_then(|pids| pids.try_into().ok()),
+        processes: procfs::process::all_processes().map_or(0, |all| all.count() as u64),
     }
 }
 
@@ -105,10 +106,6 @@ fn kernel() -> Kernel {
 pub fn release() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     release.trim().to_owned()
-}
-
-fn is_number(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
 }
 
 /// Whether a pidfd tells the exit status of a process that was reaped: tried with a child.
@@ -143,20 +140,12 @@ pub fn cgroup() -> Cgroup {
         CgroupMode::None => Vec::new(),
         // One that is switched off has no directory, whatever else there is.
         _ => {
-            let enabled = enabled_controllers(&fs::read_to_string("/proc/cgroups").unwrap_or_default());
-            enabled.into_iter().filter(|name| root.join(name).is_dir()).collect()
+            let all = procfs::cgroups().map(|all| all.0).unwrap_or_default();
+            let enabled = all.into_iter().filter(|one| one.enabled).map(|one| one.name);
+            enabled.filter(|name| root.join(name).is_dir()).collect()
         }
     };
     Cgroup { mode, controllers }
-}
-
-/// The names in `/proc/cgroups` that are switched on, cgroups(7).
-fn enabled_controllers(text: &str) -> Vec<String> {
-    let enabled = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        (words.len() == 4 && words[3] == "1").then(|| words[0].to_owned())
-    };
-    text.lines().filter(|line| !line.starts_with('#')).filter_map(enabled).collect()
 }
 
 /// The OCI runtimes that shims find: one that is configured, the one beside the shim, those in `PATH`.
@@ -245,19 +234,18 @@ fn daemon(answer: Result<pb::InfoResponse, String>, bad_settings: Option<String>
                 None => silent,
                 Some(why) => format!("{silent}; and {why}"),
             },
-            may_exceed: may_exceed("self"),
+            may_exceed: may_exceed(Process::myself().ok().as_ref()),
             ..Daemon::default()
         },
         Ok(info) => {
-            let pid = info.pid.to_string();
-            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
-            let open = fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).ok();
+            let process = info.pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
+            let groups =
+                process.as_ref().and_then(|process| process.cgroups().ok()).map(|all| all.0).unwrap_or_default();
             Daemon {
                 silent: String::new(),
-                descriptors: open.map(|n| n as u64).zip(limit_of_descriptors(&limits)),
+                descriptors: process.as_ref().and_then(descriptors),
                 pids: tasks(&groups),
-                may_exceed: may_exceed(&pid),
+                may_exceed: may_exceed(process.as_ref()),
                 unit: unit_of(&groups),
                 restore: info.restore.as_ref().map(restore),
                 version: info.version,
@@ -267,39 +255,41 @@ fn daemon(answer: Result<pb::InfoResponse, String>, bad_settings: Option<String>
     }
 }
 
-/// The soft limit in `/proc/PID/limits`.
-fn limit_of_descriptors(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    let soft = line.split_whitespace().next()?;
-    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
+/// Descriptors of a process: those that are open, and the soft limit.
+fn descriptors(process: &Process) -> Option<(u64, u64)> {
+    let limit = match process.limits().ok()?.max_open_files.soft_limit {
+        LimitValue::Unlimited => u64::MAX,
+        LimitValue::Value(limit) => limit,
+    };
+    Some((process.fd_count().ok()? as u64, limit))
 }
 
-fn may_exceed(pid: &str) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    capabilities.is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
+fn may_exceed(process: Option<&Process>) -> bool {
+    let status = process.and_then(|process| process.status().ok());
+    status.is_some_and(|status| status.capeff & (1 << CAP_SYS_RESOURCE) != 0)
 }
 
-/// The directory of a process in the hierarchy that has `controller`, from `/proc/PID/cgroup`.
-fn group_of<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
-    groups.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?);
-        controllers.split(',').any(|one| one == controller).then_some(path)
-    })
+/// The directory of a process in the hierarchy that has `controller`.
+fn group_of<'a>(groups: &'a [ProcessCGroup], controller: &str) -> Option<&'a str> {
+    let found = groups.iter().find(|group| group.controllers.iter().any(|one| one == controller));
+    found.map(|group| group.pathname.as_str())
+}
+
+/// The directory of a process in the hierarchy of version 2, which alone has the number 0.
+fn unified_group(groups: &[ProcessCGroup]) -> Option<&str> {
+    groups.iter().find(|group| group.hierarchy == 0).map(|group| group.pathname.as_str())
 }
 
 /// The service of systemd's that a process is in.
-fn unit_of(groups: &str) -> Option<String> {
-    let path = group_of(groups, "name=systemd").or_else(|| group_of(groups, ""))?;
+fn unit_of(groups: &[ProcessCGroup]) -> Option<String> {
+    let path = group_of(groups, "name=systemd").or_else(|| unified_group(groups))?;
     path.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
 /// How many tasks a control group has, and may have; `None` if it may have any number.
-fn tasks(groups: &str) -> Option<(u64, u64)> {
+fn tasks(groups: &[ProcessCGroup]) -> Option<(u64, u64)> {
     let v1 = group_of(groups, "pids").map(|path| format!("/sys/fs/cgroup/pids{path}"));
-    let directory = v1.or_else(|| Some(format!("/sys/fs/cgroup{}", group_of(groups, "")?)))?;
+    let directory = v1.or_else(|| Some(format!("/sys/fs/cgroup{}", unified_group(groups)?)))?;
     let number = |name: &str| fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse::<u64>().ok();
     number("pids.current").zip(number("pids.max"))
 }
@@ -413,6 +403,8 @@ async fn ask(address: &str) -> (Answer, Option<(PathBuf, u32)>) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use procfs::{FromBufRead, ProcessCGroups};
+
     use super::*;
 
     #[test]
@@ -461,33 +453,22 @@ mod tests {
 
     #[test]
     fn the_unit_and_the_group_of_a_process_are_found() {
-        let hybrid = "12:pids:/system.slice/holdfastd.service\n4:cpu,cpuacct:/\n1:name=systemd:/system.slice/holdfastd.service\n0::/x\n";
-        assert_eq!(unit_of(hybrid).as_deref(), Some("holdfastd.service"));
-        assert_eq!(group_of(hybrid, "pids"), Some("/system.slice/holdfastd.service"));
-        assert_eq!(group_of(hybrid, "cpuacct"), Some("/"));
-        let unified = "0::/system.slice/a.service/sub\n";
-        assert_eq!(unit_of(unified).as_deref(), Some("a.service"));
-        assert_eq!(unit_of("0::/user.slice/session-1.scope\n"), None);
-    }
-
-    #[test]
-    fn controllers_that_are_switched_off_do_not_count() {
-        let text = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t0\t1\t0\n";
-        assert_eq!(enabled_controllers(text), ["cpu"]);
-    }
-
-    #[test]
-    fn the_soft_limit_of_descriptors_is_read() {
-        let text = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 4096                 files\n";
-        assert_eq!(limit_of_descriptors(text), Some(1024));
-        assert_eq!(limit_of_descriptors("Max open files  unlimited unlimited files"), Some(u64::MAX));
-        assert_eq!(limit_of_descriptors(""), None);
+        let groups = |text: &str| ProcessCGroups::from_buf_read(text.as_bytes()).unwrap().0;
+        let hybrid = groups(
+            "12:pids:/system.slice/holdfastd.service\n4:cpu,cpuacct:/\n1:name=systemd:/system.slice/holdfastd.service\n0::/x\n",
+        );
+        assert_eq!(unit_of(&hybrid).as_deref(), Some("holdfastd.service"));
+        assert_eq!(group_of(&hybrid, "pids"), Some("/system.slice/holdfastd.service"));
+        assert_eq!((group_of(&hybrid, "cpuacct"), unified_group(&hybrid)), (Some("/"), Some("/x")));
+        assert_eq!(unit_of(&groups("0::/system.slice/a.service/sub\n")).as_deref(), Some("a.service"));
+        assert_eq!(unit_of(&groups("0::/user.slice/session-1.scope\n")), None);
     }
 
     #[test]
     fn this_machine_can_be_looked_at() {
         let kernel = kernel();
         assert!(!kernel.release.is_empty() && kernel.processes > 0 && kernel.pid_max.is_some(), "{kernel:?}");
-        assert_ne!(limit_of_descriptors(&fs::read_to_string("/proc/self/limits").unwrap()), None);
+        let (open, limit) = descriptors(&Process::myself().unwrap()).unwrap();
+        assert!(open > 2 && limit >= open, "{open} {limit}");
     }
 }

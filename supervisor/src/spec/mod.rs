@@ -180,8 +180,8 @@ struct Host {
 /// protects holdfastd from that, which a container would inherit. More likely than that where holdfastd is: going below
 /// needs a privilege.
 fn oom_score_adj() -> i32 {
-    let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
-    own.unwrap_or(0).max(0)
+    let own = procfs::process::Process::myself().and_then(|this| this.oom_score_adj());
+    own.map_or(0, i32::from).max(0)
 }
 
 fn hook() -> Result<PathBuf, SpecError> {
