@@ -1,10 +1,11 @@
-//! holdfast's own API (`protos/holdfast/`) and the on-disk formats that two of its programs share.
+//! holdfast's own API (`protos/holdfast/`) and the files that two of its programs read.
 //!
-//! Hardly more than names: what a message means is said in its `.proto` file, what a record means in [`record`]. containerd's own
-//! API is not here; it comes from the crate `containerd-shim-protos`.
+//! Hardly more than names: what a message means is said in its `.proto` file, what a record means in [`record`], what the
+//! shims' settings mean in [`shim_settings`]. containerd's own API is not here; it comes from the crate `containerd-shim-protos`.
 
 pub mod record;
 pub mod regular;
+pub mod shim_settings;
 pub mod size;
 
 /// `holdfast.shim.v1`: what a shim answers beyond containerd's task service.

@@ -1,6 +1,7 @@
 //! RPC for the command line: requests are checked and turned into questions, answers into messages. No decisions. Those
-//! that only look are in [`looks`].
+//! that only look are in [`looks`], what they see of other managers' containers in [`foreign`].
 
+mod foreign;
 mod looks;
 
 use std::os::unix::fs::FileTypeExt;
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use holdfast_proto::record::{self, Record};
+use holdfast_proto::record;
 use holdfast_proto::supervisor_ttrpc::Supervisor;
 use holdfast_proto::{regular, supervisor as pb};
 use tokio::sync::{broadcast::error::RecvError, mpsc, oneshot, watch};
@@ -28,7 +29,8 @@ use crate::registry::{
     Answer, Ask, Call, Ended, ExecSpec, ExecView, How, Limits, LogChange, Onlooker, Refusal, Snapshot, Stopped,
 };
 use crate::report::RestoreReport;
-use crate::{chain, names, scan, spec, store, sys};
+use crate::{chain, names, spec, store};
+use foreign::Foreign;
 
 /// What is said to those who ask while the supervisor ends: its successor has an answer.
 pub const LEAVING: &str = "holdfastd is leaving";
@@ -136,28 +138,8 @@ impl Api {
         Ok((container, spec.json))
     }
 
-    /// Other managers' containers, read when asked for: they come and go without our knowing.
-    fn foreign(&self) -> Vec<Record> {
-        let boot_id = sys::proc::boot_id().unwrap_or_default();
-        scan::scan(&self.paths, &boot_id).foreign
-    }
-
-    /// The one container of another manager with this id, or with an id that begins like that.
-    fn foreign_named(&self, name: &str) -> Result<Record, Refusal> {
-        let mut found = self.foreign();
-        if let Some(exact) = found.iter().position(|record| record.id == name) {
-            let same = found.iter().filter(|record| record.id == name).count();
-            return if same == 1 { Ok(found.swap_remove(exact)) } else { Err(ambiguous(name)) };
-        }
-        found.retain(|record| !name.is_empty() && record.id.starts_with(name));
-        match (found.pop(), found.is_empty()) {
-            (Some(record), true) => Ok(record),
-            (Some(_), false) => Err(ambiguous(name)),
-            (None, _) => Err(Refusal::NotFound(format!("there is no container {name:?}"))),
-        }
-    }
-
-    async fn inspect_foreign(&self, record: &Record) -> pb::InspectResponse {
+    async fn inspect_foreign(&self, one: &Foreign) -> pb::InspectResponse {
+        let record = &one.record;
         let init = record.init();
         // Of a bundle that is gone by now there is none to show.
         let spec_json = regular::read_to_string(&record.bundle.join("config.json")).unwrap_or_default();
@@ -170,7 +152,7 @@ impl Api {
             spec_json,
             output,
             output_unknown,
-            container: protobuf::MessageField::some(self.foreign_message(record)),
+            container: protobuf::MessageField::some(self.foreign_message(one)),
             ..Default::default()
         }
     }
@@ -326,24 +308,31 @@ impl Supervisor for Api {
     async fn stop_all(&self, _: &TtrpcContext, _: pb::StopAllRequest) -> Reply<pb::StopAllResponse> {
         let within = self.settings().shutdown_timeout;
         match self.ask(Ask::StopAll { within }).await.map_err(status)? {
-            Answer::Stopped(stopped) => Ok(stop_all_response(stopped)),
+            Answer::Stopped(stopped) => {
+                let containers = stopped.into_iter().map(pb::StoppedContainer::from).collect();
+                Ok(pb::StopAllResponse { containers, ..Default::default() })
+            }
             other => Err(unexpected(&other)),
         }
     }
 
     async fn list(&self, _: &TtrpcContext, r: pb::ListRequest) -> Reply<pb::ListResponse> {
         self.health.looked_at();
-        let containers = self.listed(r.all, r.all_managers).await.map_err(status)?;
+        let foreign = if r.all_managers { self.foreign().await.map_err(status)? } else { Vec::new() };
+        let containers = self.listed(r.all, &foreign).await.map_err(status)?;
         Ok(pb::ListResponse { containers, ..Default::default() })
     }
 
     async fn inspect(&self, _: &TtrpcContext, r: pb::InspectRequest) -> Reply<pb::InspectResponse> {
         let snapshot = match self.snapshot(r.ref_.clone()).await {
-            Err(refusal @ Refusal::NotFound(_)) => match self.foreign_named(&r.ref_) {
-                Ok(record) => return Ok(self.inspect_foreign(&record).await),
-                Err(Refusal::NotFound(_)) => return Err(status(refusal)),
-                Err(other) => return Err(status(other)),
-            },
+            Err(refusal @ Refusal::NotFound(_)) => {
+                let foreign = self.foreign().await.map_err(status)?;
+                return match foreign::named(&foreign, &r.ref_) {
+                    Ok(one) => Ok(self.inspect_foreign(one).await),
+                    Err(Refusal::NotFound(_)) => Err(status(refusal)),
+                    Err(other) => Err(status(other)),
+                };
+            }
             snapshot => snapshot.map_err(status)?,
         };
         let (output, output_unknown) = match snapshot.shim_address.as_str() {
@@ -376,7 +365,8 @@ impl Supervisor for Api {
     }
 
     async fn output(&self, _: &TtrpcContext, _: pb::OutputRequest) -> Reply<pb::OutputResponse> {
-        self.outputs().await.map_err(status)
+        let foreign = self.foreign().await.map_err(status)?;
+        self.outputs(&foreign).await.map_err(status)
     }
 
     async fn stats(&self, _: &TtrpcContext, r: pb::StatsRequest) -> Reply<pb::StatsResponse> {
@@ -427,7 +417,7 @@ impl Supervisor for Api {
 
 /// For questions that nobody answers any more.
 fn gone() -> Refusal {
-    Refusal::Unavailable("holdfastd is leaving".to_owned())
+    Refusal::Unavailable(LEAVING.to_owned())
 }
 
 fn reload_response(told: Reloaded) -> pb::ReloadResponse {
@@ -452,21 +442,18 @@ fn reload_response(told: Reloaded) -> pb::ReloadResponse {
     }
 }
 
-fn stop_all_response(stopped: Vec<Stopped>) -> pb::StopAllResponse {
-    let one = |stopped: Stopped| pb::StoppedContainer {
-        id: stopped.id,
-        name: stopped.name,
-        has_ended: stopped.how != How::LeftBehind,
-        exit_status: stopped.outcome.map(|outcome| outcome.status),
-        how: stopped.how.as_str().to_owned(),
-        took_ns: u64::try_from(stopped.took.as_nanos()).unwrap_or(u64::MAX),
-        ..Default::default()
-    };
-    pb::StopAllResponse { containers: stopped.into_iter().map(one).collect(), ..Default::default() }
-}
-
-fn ambiguous(name: &str) -> Refusal {
-    Refusal::Invalid(format!("more than one container of other managers is meant by {name:?}"))
+impl From<Stopped> for pb::StoppedContainer {
+    fn from(stopped: Stopped) -> Self {
+        Self {
+            id: stopped.id,
+            name: stopped.name,
+            has_ended: stopped.how != How::LeftBehind,
+            exit_status: stopped.outcome.map(|outcome| outcome.status),
+            how: stopped.how.as_str().to_owned(),
+            took_ns: u64::try_from(stopped.took.as_nanos()).unwrap_or(u64::MAX),
+            ..Default::default()
+        }
+    }
 }
 
 /// A refusal as the wire wants it; the one place that knows the codes.
@@ -562,7 +549,7 @@ fn container(snapshot: Snapshot) -> pb::Container {
         id: snapshot.id,
         name: snapshot.name,
         manager: snapshot.manager,
-        status: snapshot.status,
+        status: snapshot.status.as_str().to_owned(),
         pid: snapshot.pid,
         shim_pid: snapshot.shim_pid,
         created_at_unix_ns: snapshot.created_at_unix_ns,

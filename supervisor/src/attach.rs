@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use crate::client::{CallError, ShimClient};
-use crate::registry::{Probe, ShimRef};
+use crate::registry::{Probe, ShimRef, TaskView};
 use crate::scan::ShimTraces;
 use crate::sys::{self, proc};
 
@@ -19,27 +19,38 @@ const LAST_BREATH: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Asks a shim by its traces; never takes longer than `deadline`. The client is for going on with.
+///
+/// One whose process lives but takes no connection is tried until then: it is about to end, or to be replaced.
 pub async fn probe(id: &str, traces: &ShimTraces, deadline: Duration) -> (Probe, Option<ShimClient>) {
-    if traces.process.is_some_and(|(pid, start)| !proc::is_live(pid, start)) {
-        return (Probe::Dead(live_init(traces)), None);
-    }
-    match tokio::time::timeout(deadline, ask(id, traces, deadline)).await {
-        Ok(Ok((shim, task, client))) => (Probe::Answers(shim, task), Some(client)),
-        Ok(Err(CallError::Broken { .. })) if traces.process.is_none() => (Probe::Dead(live_init(traces)), None),
-        Ok(Err(_)) | Err(_) => match traces.process {
-            // It may have died while it was asked.
-            Some((pid, start)) if !proc::is_live(pid, start) => (Probe::Dead(live_init(traces)), None),
-            _ => (Probe::Silent, None),
-        },
+    let has_ended = || traces.process.is_some_and(|(pid, start)| !proc::is_live(pid, start));
+    let dead = || (Probe::Dead(live_init(traces)), None);
+    let asked = async {
+        while !has_ended() {
+            let question = |client| who_and_what(client, traces, deadline);
+            match ShimClient::ask(&traces.address, id, "State", deadline, question).await {
+                Ok((shim, task, client)) => return (Probe::Answers(shim, task), Some(client)),
+                // There is nothing else to know it by.
+                Err(CallError::Broken { .. }) if traces.process.is_none() => break,
+                Err(CallError::Broken { .. }) => tokio::time::sleep(RETRY).await,
+                // It may have died while it was asked.
+                Err(_) if has_ended() => break,
+                Err(_) => return (Probe::Silent, None),
+            }
+        }
+        dead()
+    };
+    match tokio::time::timeout(deadline, asked).await {
+        Ok(found) => found,
+        Err(_) if has_ended() => dead(),
+        Err(_) => (Probe::Silent, None),
     }
 }
 
-async fn ask(
-    id: &str,
+async fn who_and_what(
+    client: ShimClient,
     traces: &ShimTraces,
     deadline: Duration,
-) -> Result<(ShimRef, Option<crate::registry::TaskView>, ShimClient), CallError> {
-    let client = ShimClient::connect(&traces.address, id, deadline).await?;
+) -> Result<(ShimRef, Option<TaskView>, ShimClient), CallError> {
     let task = client.state(deadline).await?;
     // The record says who serves there, or else the shim does. One that answers needs no second question, and with many
     // shims each question counts.
@@ -118,5 +129,45 @@ pub async fn end(pid: u32, start_time: u64) {
     let Ok(pidfd) = sys::pidfd_open(pid) else { return };
     if proc::is_live(pid, start_time) && sys::pidfd_signal(pidfd.as_fd(), nix::libc::SIGKILL).is_ok() {
         let _ = tokio::time::timeout(LAST_BREATH, pid_gone(pid, start_time)).await; // stuck in the kernel, then
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::process::Command;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(2);
+
+    fn traces(process: Option<(u32, u64)>) -> ShimTraces {
+        ShimTraces { address: "unix:///no/such/socket".into(), process, init: None, execs: Vec::new() }
+    }
+
+    /// What was found, and how long it was looked for by a clock that stands still but for who sleeps.
+    async fn found(process: Option<(u32, u64)>) -> (Probe, Duration) {
+        let before = Instant::now();
+        let (probe, client) = probe("id", &traces(process), DEADLINE).await;
+        assert!(client.is_none());
+        (probe, before.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_takes_no_connection_is_silent_only_when_its_time_is_over() {
+        let this = std::process::id();
+        let (probe, took) = found(Some((this, proc::start_time(this)))).await;
+        assert!(probe == Probe::Silent && took >= DEADLINE, "{probe:?} after {took:?}");
+        assert_eq!(found(None).await, (Probe::Dead(None), Duration::ZERO), "nothing says that it lives");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_has_ended_is_dead_at_once() {
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        let process = Some((child.id(), proc::start_time(child.id())));
+        child.wait().unwrap();
+        assert_eq!(found(process).await, (Probe::Dead(None), Duration::ZERO));
     }
 }

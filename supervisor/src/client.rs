@@ -1,7 +1,8 @@
-//! One shim's RPCs, each with a deadline. Generic over the messages, because a shim serves the same methods under
-//! several service names.
+//! One shim's RPCs, each with a deadline; and how anybody's socket is connected to, which is without ever blocking. The RPCs
+//! are generic over the messages, because a shim serves the same methods under several service names.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api;
@@ -25,8 +26,39 @@ pub const SLOW: Duration = Duration::from_secs(120);
 /// For Delete, which waits for the end of output.
 const DRAIN: Duration = Duration::from_secs(20);
 
-/// How long a shim whose backlog is full is left alone before it is dialled again.
+/// How long a socket whose backlog is full is left alone before it is dialled again.
 const FULL: Duration = Duration::from_millis(20);
+
+/// Connects to the ttrpc server at `path`, however long its backlog is full: whoever wants less sets a deadline.
+///
+/// # Errors
+/// As connect(2), in the kernel's own words.
+pub async fn dial(path: &Path) -> io::Result<Client> {
+    // Not by ttrpc's own connect, which blocks: a server that does not accept would stop this whole program once its backlog
+    // is full. The kernel says at once that it would have to wait, connect(2): so do we.
+    loop {
+        match UnixStream::connect(path).await {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(FULL).await,
+            connected => return Ok(Client::new(Socket::new(connected?))),
+        }
+    }
+}
+
+/// Whether anybody listens at `path`, found out without waiting: not if connections are refused there or nothing is there,
+/// but if the backlog is full.
+///
+/// # Errors
+/// Whatever else keeps us from connecting, which says nothing of who listens.
+pub async fn has_listener(path: &Path) -> io::Result<bool> {
+    match UnixStream::connect(path).await {
+        Ok(_) => Ok(true),
+        Err(e) => match e.kind() {
+            io::ErrorKind::WouldBlock => Ok(true),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Ok(false),
+            _ => Err(e),
+        },
+    }
+}
 
 /// Why a call gave no answer.
 #[derive(Debug, Error)]
@@ -56,6 +88,12 @@ impl CallError {
     /// Whether the shim says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Status(s) if s.code() == Code::NOT_FOUND)
+    }
+
+    /// Whether there was no answer in time. A connection that is refused or closed is another matter: the shim is about to
+    /// end, or to be replaced.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent { .. })
     }
 
     /// For the one who asked; `what` says what was tried.
@@ -91,22 +129,27 @@ impl ShimClient {
     /// [`CallError::Silent`] or [`CallError::Broken`].
     pub async fn connect(address: &str, id: &str, within: Duration) -> Result<Self, CallError> {
         let method = "connect";
-        let path = address.strip_prefix("unix://").unwrap_or(address);
-        // Not by the client's own connect, which blocks: a shim that does not accept would stop us all once its backlog is
-        // full. Then the kernel says at once that it would have to wait, connect(2): so do we.
-        let connected = async {
-            loop {
-                match UnixStream::connect(path).await {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(FULL).await,
-                    other => return other,
-                }
-            }
-        };
-        match tokio::time::timeout(within, connected).await {
-            Ok(Ok(stream)) => Ok(Self { client: Client::new(Socket::new(stream)), id: id.to_owned() }),
+        let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
+        match tokio::time::timeout(within, dial(path)).await {
+            Ok(Ok(client)) => Ok(Self { client, id: id.to_owned() }),
             Ok(Err(e)) => Err(CallError::Broken { method, source: ttrpc::Error::Others(e.to_string()) }),
             Err(_) => Err(CallError::Silent { method, within }),
         }
+    }
+
+    /// Connects and asks; one deadline for everything, which is that of `method` if it passes.
+    ///
+    /// # Errors
+    /// As [`Self::connect`] and the question.
+    pub async fn ask<A, F: Future<Output = Result<A, CallError>>>(
+        address: &str,
+        id: &str,
+        method: &'static str,
+        within: Duration,
+        question: impl FnOnce(Self) -> F,
+    ) -> Result<A, CallError> {
+        let asked = async { question(Self::connect(address, id, within).await?).await };
+        tokio::time::timeout(within, asked).await.unwrap_or(Err(CallError::Silent { method, within }))
     }
 
     async fn call<Q: Message, A: Message>(
@@ -342,4 +385,101 @@ pub fn unix_ns(time: &MessageField<protobuf::well_known_types::timestamp::Timest
 pub fn now_unix_ns() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+
+    use futures_util::FutureExt;
+    use nix::sys::socket::{Backlog, listen};
+
+    use super::*;
+
+    /// A directory for sockets; removed at the end.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let place = std::env::temp_dir().join(format!("holdfast-dial-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&place);
+            fs::create_dir_all(&place).unwrap();
+            Self(place)
+        }
+        fn socket(&self) -> PathBuf {
+            self.0.join("s")
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A server that accepts nothing, with as many connections as its backlog takes.
+    async fn full(path: &Path) -> (UnixListener, Vec<UnixStream>) {
+        let listener = UnixListener::bind(path).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let mut queued = Vec::new();
+        loop {
+            match UnixStream::connect(path).await {
+                Ok(stream) => queued.push(stream),
+                Err(e) => {
+                    assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+                    return (listener, queued);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_accept_stops_nobody_who_dials() {
+        let place = Place::new("full");
+        let (listener, _queued) = full(&place.socket()).await;
+        let socket = place.socket();
+        let mut dialling = std::pin::pin!(dial(&socket));
+        assert!(dialling.as_mut().now_or_never().is_none());
+        listener.accept().unwrap();
+        dialling.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_a_refusal_or_nothing_there_means_that_nobody_listens() {
+        let place = Place::new("listens");
+        let socket = place.socket();
+        assert!(!has_listener(&socket).await.unwrap(), "nothing is there");
+        let (listener, _queued) = full(&socket).await;
+        assert!(has_listener(&socket).await.unwrap(), "its backlog is full");
+        listener.accept().unwrap();
+        assert!(has_listener(&socket).await.unwrap());
+        drop(listener);
+        assert!(!has_listener(&socket).await.unwrap(), "it refuses");
+        assert!(has_listener(&socket.join("below")).await.is_err(), "who knows");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_deadline_that_has_passed_is_silence() {
+        let place = Place::new("silence");
+        let socket = place.socket();
+        let address = socket.display().to_string();
+        let is_broken = |e: CallError| matches!(e, CallError::Broken { .. }) && !e.is_silence();
+        let ask = async || {
+            let question = |client: ShimClient| async move { client.info(QUICK).await };
+            ShimClient::ask(&address, "", "Info", QUICK, question).await.unwrap_err()
+        };
+        assert!(is_broken(ask().await), "nothing is there");
+        let listener = UnixListener::bind(&socket).unwrap();
+        assert!(ask().await.is_silence(), "nobody accepts");
+        drop(listener);
+        assert!(is_broken(ask().await), "it refuses");
+        fs::remove_file(&socket).unwrap();
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let closes = async { drop(listener.accept().await.unwrap()) };
+        let (error, ()) = tokio::join!(ask(), closes);
+        assert!(is_broken(error), "it closes");
+    }
 }

@@ -9,8 +9,9 @@ use futures_util::future::join_all;
 use tokio::sync::Notify;
 
 use crate::api::Api;
-use crate::client::{CallError, QUICK, ShimClient, now_unix_ns};
+use crate::client::{QUICK, ShimClient, now_unix_ns};
 use crate::output::Whom;
+use crate::registry::Refusal;
 
 /// A round begins this long after the last one, unless somebody looks.
 const ROUNDS: Duration = Duration::from_secs(10);
@@ -69,7 +70,7 @@ pub async fn watch(api: Api) {
         if health.table().is_empty() {
             let _ = tokio::time::timeout(ROUNDS, health.looked_at.notified()).await; // either will do
         }
-        if let Ok(shims) = api.shims().await {
+        if let Ok(shims) = shims(&api).await {
             health.retain(&shims);
             join_all(shims.iter().map(async |shim| health.note(&shim.address, is_silent(&shim.address).await))).await;
         }
@@ -77,14 +78,16 @@ pub async fn watch(api: Api) {
     }
 }
 
+/// Everybody's.
+async fn shims(api: &Api) -> Result<Vec<Whom>, Refusal> {
+    api.shims(&api.foreign().await?).await
+}
+
 /// Whether a shim that lives does not answer what it can answer from memory.
 async fn is_silent(address: &str) -> bool {
-    let asked = async { ShimClient::connect(address, "", QUICK).await?.info(QUICK).await };
-    match tokio::time::timeout(QUICK, asked).await {
-        Err(_) | Ok(Err(CallError::Silent { .. })) => true,
-        // A connection that breaks is that of a shim which is about to end; who watches it learns that by itself.
-        Ok(Ok(_) | Err(CallError::Status(_) | CallError::Broken { .. })) => false,
-    }
+    let question = |client: ShimClient| async move { client.info(QUICK).await };
+    // A connection that breaks is that of a shim which is about to end; who watches it learns that by itself.
+    ShimClient::ask(address, "", "Info", QUICK, question).await.is_err_and(|e| e.is_silence())
 }
 
 #[cfg(test)]

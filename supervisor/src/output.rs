@@ -34,9 +34,23 @@ pub enum Unknown {
     /// It answers with an error.
     #[error("its shim does not say")]
     Refused(#[source] CallError),
-    /// It does not answer.
+    /// It does not answer in time.
     #[error("its shim does not answer")]
     Silent(#[source] CallError),
+    /// It takes no connection, or has closed it: it is about to end, or to be replaced.
+    #[error("its shim cannot be reached")]
+    Unreachable(#[source] CallError),
+}
+
+impl From<CallError> for Unknown {
+    fn from(error: CallError) -> Self {
+        match &error {
+            CallError::Status(status) if status.code() == ttrpc::Code::UNIMPLEMENTED => Self::TooOld,
+            CallError::Status(_) => Self::Refused(error),
+            CallError::Silent { .. } => Self::Silent(error),
+            CallError::Broken { .. } => Self::Unreachable(error),
+        }
+    }
 }
 
 /// What a shim says of one container, or of all that it holds if `id` is empty. With `measure` it looks at the disk, too.
@@ -44,18 +58,8 @@ pub enum Unknown {
 /// # Errors
 /// See [`Unknown`].
 pub async fn ask(address: &str, id: &str, measure: bool) -> Result<control::OutputResponse, Unknown> {
-    let asked = async {
-        let client = ShimClient::connect(address, id, DEADLINE).await?;
-        client.output(measure, DEADLINE).await
-    };
-    // One deadline for both.
-    match tokio::time::timeout(DEADLINE, asked).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(CallError::Status(status))) if status.code() == ttrpc::Code::UNIMPLEMENTED => Err(Unknown::TooOld),
-        Ok(Err(e @ CallError::Status(_))) => Err(Unknown::Refused(e)),
-        Ok(Err(e)) => Err(Unknown::Silent(e)),
-        Err(_) => Err(Unknown::Silent(CallError::Silent { method: "Output", within: DEADLINE })),
-    }
+    let question = |client: ShimClient| async move { client.output(measure, DEADLINE).await };
+    ShimClient::ask(address, id, "Output", DEADLINE, question).await.map_err(Unknown::from)
 }
 
 /// Asks all at the same time; then, of those that keep output at the same place, one how much the disk holds there.
@@ -124,5 +128,22 @@ pub fn told(answer: Result<control::OutputResponse, Unknown>) -> (Vec<control::O
     match answer {
         Ok(answer) => (answer.streams, String::new()),
         Err(why) => (Vec::new(), chain(&why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_shim_that_is_silent_counts_as_unresponsive() {
+        let whom = || Whom { address: "unix:///s".into(), pid: 0, namespace: "default".into() };
+        let broken = CallError::Broken { method: "Output", source: ttrpc::Error::RemoteClosed };
+        let silent = CallError::Silent { method: "Output", within: DEADLINE };
+        let refused = CallError::Status(ttrpc::get_status(ttrpc::Code::NOT_FOUND, "no"));
+        for (error, unresponsive) in [(broken, false), (silent, true), (refused, false)] {
+            let said = said(whom(), Err(error.into()));
+            assert!(said.unresponsive == unresponsive && !said.unknown.is_empty(), "{said:?}");
+        }
     }
 }

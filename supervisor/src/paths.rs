@@ -1,4 +1,4 @@
-//! Where everything is. Pure: two roots and an id give every path.
+//! Where everything is. Two roots and an id give every path.
 
 use std::path::PathBuf;
 
@@ -19,6 +19,11 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// Those of the environment, or the usual ones.
+    pub fn from_environment() -> Self {
+        Self { run: record::run_dir(), state: record::state_dir() }
+    }
+
     /// The API socket unless configured elsewhere.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("holdfastd.sock")

@@ -13,6 +13,7 @@ use crate::container::{Container, OUT_OF_MEMORY, Outcome};
 use crate::endings::Ending;
 use crate::names::check_identifier;
 use crate::paths::{NAMESPACE, Paths};
+use crate::programs::in_path;
 use crate::report::Class;
 use crate::store::{self, StoreError};
 
@@ -195,36 +196,58 @@ fn scan_containers(paths: &Paths, findings: &mut Findings) {
     }
 }
 
-fn scan_tasks(tasks: &Path, boot_id: &str, findings: &mut Findings, own: &mut OwnRecords) {
-    for instance in directories(tasks, "", &mut findings.unusable) {
+/// Other managers' containers by their records, as far as these are of this boot and can be read; nothing else is looked at.
+pub fn foreign(paths: &Paths, boot_id: &str) -> Vec<Record> {
+    let others = tasks(&paths.run.join("tasks"), &mut Vec::new()).into_iter().filter(|task| !task.is_ours);
+    others.filter_map(|task| Record::read(&task.record).ok()).filter(|record| record.boot_id == boot_id).collect()
+}
+
+/// A place for a record.
+struct Task {
+    namespace: String,
+    id: String,
+    is_ours: bool,
+    record: PathBuf,
+}
+
+/// All places for records, in order.
+fn tasks(tasks: &Path, unusable: &mut Vec<Unusable>) -> Vec<Task> {
+    let mut all = Vec::new();
+    for instance in directories(tasks, "", unusable) {
         let of_instance = tasks.join(&instance);
-        for namespace in directories(&of_instance, "", &mut findings.unusable) {
+        for namespace in directories(&of_instance, "", unusable) {
             let of_namespace = of_instance.join(&namespace);
-            let ours = instance == record::SUPERVISOR_INSTANCE && namespace == NAMESPACE;
-            for id in directories(&of_namespace, &namespace, &mut findings.unusable) {
-                let path = of_namespace.join(&id).join(record::FILE_NAME);
-                match Record::read(&path) {
-                    // Written before the last boot: nothing in it is true any more.
-                    Ok(record) if record.boot_id != boot_id => {}
-                    Ok(record) if ours => {
-                        own.insert(id, Ok(record));
-                    }
-                    Ok(record) => findings.foreign.push(record),
-                    // A directory is made before its first record.
-                    Err(ReadError::Io(_, e)) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => {
-                        let class = match e {
-                            ReadError::Newer { .. } => Class::Incompatible,
-                            _ => Class::Unreadable,
-                        };
-                        let (namespace, reason) = (namespace.clone(), chain(&e));
-                        let unusable = Unusable { namespace, id: id.clone(), class, reason };
-                        if ours {
-                            own.insert(id, Err(unusable));
-                        } else {
-                            findings.unusable.push(unusable);
-                        }
-                    }
+            let is_ours = instance == record::SUPERVISOR_INSTANCE && namespace == NAMESPACE;
+            for id in directories(&of_namespace, &namespace, unusable) {
+                let record = of_namespace.join(&id).join(record::FILE_NAME);
+                all.push(Task { namespace: namespace.clone(), id, is_ours, record });
+            }
+        }
+    }
+    all
+}
+
+fn scan_tasks(root: &Path, boot_id: &str, findings: &mut Findings, own: &mut OwnRecords) {
+    for Task { namespace, id, is_ours, record } in tasks(root, &mut findings.unusable) {
+        match Record::read(&record) {
+            // Written before the last boot: nothing in it is true any more.
+            Ok(record) if record.boot_id != boot_id => {}
+            Ok(record) if is_ours => {
+                own.insert(id, Ok(record));
+            }
+            Ok(record) => findings.foreign.push(record),
+            // A directory is made before its first record.
+            Err(ReadError::Io(_, e)) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                let class = match e {
+                    ReadError::Newer { .. } => Class::Incompatible,
+                    _ => Class::Unreadable,
+                };
+                let unusable = Unusable { namespace, id: id.clone(), class, reason: chain(&e) };
+                if is_ours {
+                    own.insert(id, Err(unusable));
+                } else {
+                    findings.unusable.push(unusable);
                 }
             }
         }
@@ -275,12 +298,7 @@ pub fn traces_of(record: &Record) -> ShimTraces {
 /// Whether the OCI runtime that made a container can be found, which every later call to the container needs.
 fn runtime_gone(record: &Record) -> Option<Caution> {
     let binary = Path::new(&record.runtime.binary);
-    let found = if binary.is_absolute() {
-        binary.is_file()
-    } else {
-        let directories = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&directories).any(|directory| directory.join(binary).is_file())
-    };
+    let found = if binary.is_absolute() { binary.is_file() } else { in_path(binary).is_some() };
     let reason = || format!("its OCI runtime {} is not there any more", binary.display());
     (!found && !record.runtime.binary.is_empty()).then(|| Caution::RuntimeGone(reason()))
 }
@@ -444,6 +462,8 @@ mod tests {
         roots.record("holdfastd", "orphan", "boot");
         let found = scan(&roots.1, "boot");
         assert_eq!(found.foreign.len(), 1);
+        assert_eq!(found.foreign, foreign(&roots.1, "boot"));
+        assert_eq!(foreign(&roots.1, "later"), []);
         assert_eq!(found.unusable[0].id, "orphan");
         assert!(roots.1.record("orphan").exists());
     }

@@ -60,11 +60,9 @@ pub enum StatsError {
 /// # Errors
 /// See [`StatsError`].
 pub async fn ask(address: &str, id: &str, within: Duration) -> Result<Figures, StatsError> {
-    let asked = async { ShimClient::connect(address, id, within).await?.stats(within).await };
-    match tokio::time::timeout(within, asked).await {
-        Err(_) | Ok(Err(CallError::Silent { .. })) => Err(StatsError::Silent),
-        Ok(answer) => Figures::read(&answer.map_err(StatsError::Call)?),
-    }
+    let question = |client: ShimClient| async move { client.stats(within).await };
+    let answer = ShimClient::ask(address, id, "Stats", within, question).await;
+    Figures::read(&answer.map_err(|e| if e.is_silence() { StatsError::Silent } else { StatsError::Call(e) })?)
 }
 
 impl Figures {

@@ -259,6 +259,8 @@ fn a_reader_that_has_left_and_a_full_disk_are_no_reason_to_panic() {
         &["logs", "web"],
         &["logs", "-f", "web"],
         &["events", "--since", "1h"],
+        &["stats"],
+        &["--json", "stats"],
         &["completions", "bash"],
         &["--help"],
         &["exec", "web", "/bin/echo", "x"],

@@ -213,6 +213,9 @@ fn a_stopped_container_gets_another_log_and_the_old_one_can_still_be_read() {
         host.holdfast(&["start", "web"]).ok();
         until("it prints again", || (host.holdfast(&["logs", "web"]).out.lines().count() > before).then_some(()));
     }
+    let earlier = host.inspect("web")["earlier_logs"].as_array().unwrap().clone();
+    let earlier: Vec<_> = earlier.iter().map(|log| (log["driver"].as_str(), log["path"].as_str().unwrap())).collect();
+    assert!(earlier.iter().any(|(driver, path)| *driver == Some("cri") && Path::new(path).is_file()), "{earlier:?}");
     assert_eq!(host.holdfast(&["logs", "web"]).out.lines().count(), 4);
     let refused = host.holdfast(&["update", "--log-driver", "syslog", "web"]);
     assert!(refused.code == 125, "{refused:?}");

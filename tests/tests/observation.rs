@@ -463,6 +463,25 @@ fn the_machine_is_told_of() {
 }
 
 #[test]
+fn the_shims_settings_are_judged_as_shims_read_them() {
+    let host = Holdfastd::start();
+    let file = host.settings_file().with_file_name("judged.toml");
+    let examined = |settings: &str| {
+        fs::write(&file, settings).unwrap();
+        let mut doctor = host.command("holdfast");
+        let said = Said::from(doctor.args(["--json", "doctor"]).env("HOLDFAST_SHIM_CONFIG", &file).output().unwrap());
+        let report: Value = serde_json::from_str(&said.out).unwrap();
+        report["findings"].as_array().unwrap().clone()
+    };
+    let found = examined("[output]\nfree-floor = '7%'");
+    assert!(of(&found, "shim-settings").is_empty(), "{found:?}");
+    assert!(of(&found, "spill")[0]["message"].as_str().unwrap().contains("the floor is 7 %"), "{found:?}");
+    for mistake in ["[output]\npolicy = 'drop'", "[output]\nlimit = 1", "[outputs]", "[output"] {
+        trouble(&examined(mistake), "shim-settings", "judged.toml");
+    }
+}
+
+#[test]
 fn a_containerds_containers_are_shown_beside_ours() {
     if !is_root() {
         return skip("needs root");

@@ -6,17 +6,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use holdfast_proto::record::{self, ProcessState, Record};
-use holdfast_proto::{regular, supervisor as pb};
+use holdfast_proto::supervisor as pb;
 
+use super::foreign::{self, Foreign};
 use super::{Api, container, restore_report};
 use crate::chain;
-use crate::client::{CallError, ShimClient, now_unix_ns};
-use crate::container::{OUT_OF_MEMORY, UNKNOWN_STATUS};
+use crate::client::{ShimClient, now_unix_ns};
+use crate::offload::off_loop;
 use crate::output::{self, Whom};
-use crate::registry::{Answer, Ask, Refusal, Snapshot};
+use crate::registry::{Answer, Ask, Refusal, Snapshot, Status};
 use crate::stats::{self, StatsError};
-use crate::sys::proc;
 
 /// A healthy shim answers within this.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -40,19 +39,25 @@ impl Api {
         }
     }
 
-    /// The list of containers: with `all` also those that do not run, with `all_managers` also other managers'.
+    /// Other managers' containers as they are now: they come and go without our knowing. A round that needs them several
+    /// times looks once.
+    ///
+    /// # Errors
+    /// [`Refusal::Failed`] if there can be no thread to look from.
+    pub(crate) async fn foreign(&self) -> Result<Vec<Foreign>, Refusal> {
+        let paths = self.paths.clone();
+        let looked = off_loop(move || foreign::look(&paths)).await;
+        looked.map_err(|e| Refusal::Failed(format!("cannot look at other managers' containers: {e}")))
+    }
+
+    /// The list of containers, these ones of other managers among them: with `all` also those that do not run.
     ///
     /// # Errors
     /// [`Refusal::Unavailable`] while holdfastd leaves.
-    pub(crate) async fn listed(&self, all: bool, all_managers: bool) -> Result<Vec<pb::Container>, Refusal> {
+    pub(crate) async fn listed(&self, all: bool, foreign: &[Foreign]) -> Result<Vec<pb::Container>, Refusal> {
         let own = self.snapshots(all).await?.into_iter().map(|snapshot| self.message(snapshot));
-        let mut containers: Vec<pb::Container> = own.collect();
-        if all_managers {
-            let foreign = self.foreign();
-            let foreign = foreign.iter().map(|record| self.foreign_message(record));
-            containers.extend(foreign.filter(|one| all || one.pid != 0));
-        }
-        Ok(containers)
+        let foreign = foreign.iter().map(|one| self.foreign_message(one));
+        Ok(own.chain(foreign.filter(|one| all || one.pid != 0)).collect())
     }
 
     /// One of holdfastd's own, with what is known of its shim.
@@ -65,14 +70,10 @@ impl Api {
         message
     }
 
-    /// One of another manager's, by its record; what only that manager knows is empty.
-    pub(super) fn foreign_message(&self, record: &Record) -> pb::Container {
-        let mut message = foreign(record, shim_lives(record), proc::is_live);
-        message.command = command(&record.bundle);
-        if message.pid != 0 {
-            message.started_at_unix_ns = proc::started_at_unix_ns(message.pid);
-        }
-        if let Some(since) = self.health.silent_since(&record.shim.address).filter(|_| shim_lives(record)) {
+    /// One of another manager's, with what is known of its shim.
+    pub(super) fn foreign_message(&self, one: &Foreign) -> pb::Container {
+        let mut message = one.message();
+        if let Some(since) = self.health.silent_since(&one.record.shim.address).filter(|_| one.shim_lives) {
             unresponsive(&mut message, since);
         }
         message
@@ -88,7 +89,7 @@ impl Api {
             other => return Err(Refusal::Failed(format!("unexpected answer {other:?}"))),
         };
         // The disk may be slow, and what is said of it is what one wants to know then.
-        let list = if report.scanned { self.listed(true, false).await? } else { Vec::new() };
+        let list = if report.scanned { self.listed(true, &[]).await? } else { Vec::new() };
         let mut states: HashMap<String, u32> = HashMap::new();
         for one in &list {
             *states.entry(one.status.clone()).or_default() += 1;
@@ -116,25 +117,26 @@ impl Api {
         })
     }
 
-    /// Every shim that is there, whoever's.
-    pub(crate) async fn shims(&self) -> Result<Vec<Whom>, Refusal> {
+    /// Every shim that is there: holdfastd's, and those of these containers of other managers.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] while holdfastd leaves.
+    pub(crate) async fn shims(&self, foreign: &[Foreign]) -> Result<Vec<Whom>, Refusal> {
         let own = self.snapshots(true).await?.into_iter().filter(|one| !one.shim_address.is_empty());
-        let mut shims: Vec<Whom> =
-            own.map(|one| Whom { address: one.shim_address, pid: one.shim_pid, namespace: one.namespace }).collect();
-        shims.extend(self.foreign().into_iter().filter(shim_lives).map(|record| Whom {
-            address: record.shim.address,
-            pid: record.shim.pid,
-            namespace: record.namespace,
-        }));
+        let own = own.map(|one| Whom { address: one.shim_address, pid: one.shim_pid, namespace: one.namespace });
+        let mut shims: Vec<Whom> = own.chain(foreign.iter().filter_map(Foreign::shim)).collect();
         // One shim may hold several containers.
         shims.sort();
         shims.dedup();
         Ok(shims)
     }
 
-    /// What all shims say of their containers' output.
-    pub(crate) async fn outputs(&self) -> Result<pb::OutputResponse, Refusal> {
-        Ok(output::ask_all(self.shims().await?).await)
+    /// What all shims say of their containers' output, those of these containers of other managers among them.
+    ///
+    /// # Errors
+    /// As [`Self::shims`].
+    pub(crate) async fn outputs(&self, foreign: &[Foreign]) -> Result<pb::OutputResponse, Refusal> {
+        Ok(output::ask_all(self.shims(foreign).await?).await)
     }
 
     /// What containers use: those named, or all that run. All shims are asked at the same time.
@@ -146,21 +148,29 @@ impl Api {
     async fn running(&self, managers: bool) -> Result<Vec<Wanted>, Refusal> {
         let mut wanted: Vec<Wanted> = self.snapshots(false).await?.into_iter().map(wanted_own).collect();
         if managers {
-            wanted.extend(self.foreign().iter().map(wanted_foreign).filter(|one| one.message.unknown.is_empty()));
+            let foreign = self.foreign().await?;
+            wanted.extend(foreign.iter().map(wanted_foreign).filter(|one| one.message.unknown.is_empty()));
         }
         Ok(wanted)
     }
 
     async fn named(&self, refs: Vec<String>) -> Result<Vec<Wanted>, Refusal> {
         let mut all = Vec::new();
+        let mut seen = None;
         for ref_ in refs {
             let mut wanted = match self.snapshot(ref_.clone()).await {
                 Ok(snapshot) => wanted_own(snapshot),
-                Err(refusal @ Refusal::NotFound(_)) => match self.foreign_named(&ref_) {
-                    Ok(record) => wanted_foreign(&record),
-                    Err(Refusal::NotFound(_)) => missing(&refusal),
-                    Err(other) => return Err(other),
-                },
+                Err(refusal @ Refusal::NotFound(_)) => {
+                    let foreign = match &seen {
+                        Some(foreign) => foreign,
+                        None => seen.insert(self.foreign().await?),
+                    };
+                    match foreign::named(foreign, &ref_) {
+                        Ok(one) => wanted_foreign(one),
+                        Err(Refusal::NotFound(_)) => missing(&refusal),
+                        Err(other) => return Err(other),
+                    }
+                }
                 Err(other) => return Err(other),
             };
             wanted.message.ref_ = ref_;
@@ -199,9 +209,8 @@ impl Api {
         let Some(address) = address.filter(|_| message.unknown.is_empty()) else {
             return Err(Refusal::Precondition(format!("container {}: {}", message.name, message.unknown)));
         };
-        let asked = async { ShimClient::connect(&address, &message.id, DEADLINE).await?.pids(DEADLINE).await };
-        let silent = Err(CallError::Silent { method: "Pids", within: DEADLINE });
-        let answer = tokio::time::timeout(DEADLINE, asked).await.unwrap_or(silent);
+        let question = |client: ShimClient| async move { client.pids(DEADLINE).await };
+        let answer = ShimClient::ask(&address, &message.id, "Pids", DEADLINE, question).await;
         let pids = answer.map_err(|e| e.refusal("cannot list the processes"))?;
         let process = |(pid, exec_id)| pb::Process { pid, exec_id, ..Default::default() };
         let processes = pids.into_iter().map(process).collect();
@@ -211,32 +220,14 @@ impl Api {
 
 fn unresponsive(message: &mut pb::Container, since_unix_ns: i64) {
     let seconds = now_unix_ns().saturating_sub(since_unix_ns) / 1_000_000_000;
-    "unresponsive".clone_into(&mut message.status);
+    Status::Unresponsive.as_str().clone_into(&mut message.status);
     message.reason = format!("its shim (pid {}) has not answered for {seconds}s", message.shim_pid);
-}
-
-fn shim_lives(record: &Record) -> bool {
-    proc::is_live(record.shim.pid, record.shim.start_time)
-}
-
-/// What its bundle says that it runs; empty if that cannot be read, or is gone.
-fn command(bundle: &Path) -> Vec<String> {
-    #[derive(serde::Deserialize)]
-    struct Spec {
-        process: Process,
-    }
-    #[derive(serde::Deserialize)]
-    struct Process {
-        args: Vec<String>,
-    }
-    let spec = regular::read(&bundle.join("config.json")).ok();
-    spec.and_then(|text| serde_json::from_slice::<Spec>(&text).ok()).map(|s| s.process.args).unwrap_or_default()
 }
 
 fn wanted_own(snapshot: Snapshot) -> Wanted {
     let unknown = match (snapshot.pid, snapshot.shim_address.as_str()) {
         (_, "") if snapshot.pid != 0 => "its shim is dead",
-        (0, _) if snapshot.status != "unresponsive" => "it does not run",
+        (0, _) if snapshot.status != Status::Unresponsive => "it does not run",
         _ => "",
     };
     let (namespace, id, name, manager) = (snapshot.namespace, snapshot.id, snapshot.name, snapshot.manager);
@@ -245,104 +236,19 @@ fn wanted_own(snapshot: Snapshot) -> Wanted {
     Wanted { message, address: Some(snapshot.shim_address) }
 }
 
-fn wanted_foreign(record: &Record) -> Wanted {
-    let one = foreign(record, shim_lives(record), proc::is_live);
-    let unknown = match one.pid {
+fn wanted_foreign(one: &Foreign) -> Wanted {
+    let unknown = match one.pid() {
         0 => "it does not run",
-        _ if !shim_lives(record) => "its shim is dead",
+        _ if !one.shim_lives => "its shim is dead",
         _ => "",
     };
-    let (namespace, id, name, manager) = (one.namespace, one.id, one.name, one.manager);
+    let pb::Container { namespace, id, name, manager, .. } = one.message();
     let unknown = unknown.to_owned();
     let message = pb::ContainerStats { namespace, id, name, manager, unknown, ..Default::default() };
-    Wanted { message, address: Some(record.shim.address.clone()) }
+    Wanted { message, address: Some(one.record.shim.address.clone()) }
 }
 
 fn missing(refusal: &Refusal) -> Wanted {
     let message = pb::ContainerStats { missing: true, unknown: refusal.to_string(), ..Default::default() };
     Wanted { message, address: None }
-}
-
-/// What a record says, as far as it is still true.
-fn foreign(record: &Record, shim_lives: bool, is_live: impl Fn(u32, u64) -> bool) -> pb::Container {
-    let init = record.init();
-    let live = init.filter(|p| p.exit.is_none() && p.pid != 0 && is_live(p.pid, p.start_time));
-    let exit = init.and_then(|p| p.exit);
-    let state = match (live, exit, init.map(|p| p.state)) {
-        (Some(_), _, Some(ProcessState::Created)) => "created",
-        (Some(_), _, Some(ProcessState::Paused)) => "paused",
-        (Some(_), ..) => "running",
-        // Before its first process is there; and when it has ended and its shim is about to say so.
-        (None, None, Some(ProcessState::Created)) if shim_lives => "preparing",
-        (None, None, _) if shim_lives => "stopping",
-        (None, ..) => "exited",
-    };
-    let reason = match (live, exit) {
-        _ if init.is_some_and(|p| p.oom_killed) => OUT_OF_MEMORY,
-        (Some(_), _) if !shim_lives => "its shim is dead: it runs without anybody who drains its output",
-        (None, None) if !shim_lives => "its shim died with the exit status",
-        _ => "",
-    };
-    let unknown = if state == "exited" { UNKNOWN_STATUS } else { 0 };
-    pb::Container {
-        namespace: record.namespace.clone(),
-        id: record.id.clone(),
-        name: record.id.clone(),
-        manager: match &record.manager {
-            record::Manager::Containerd { address } => address.clone(),
-            record::Manager::Holdfastd => "holdfastd".to_owned(),
-        },
-        status: state.to_owned(),
-        pid: live.map_or(0, |p| p.pid),
-        shim_pid: record.shim.pid,
-        exit_status: exit.map_or(unknown, |e| e.status),
-        exited_at_unix_ns: exit.map_or(0, |e| i64::try_from(e.at_unix_ns).unwrap_or(i64::MAX)),
-        reason: reason.to_owned(),
-        ..Default::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn record(state: &str, exit: &str) -> Record {
-        let text = format!(
-            r#"{{"schema":1,"boot_id":"b","shim":{{"pid":7,"start_time":8,"version":"0","address":"unix:///s"}},
-            "manager":{{"kind":"containerd","address":"/run/c.sock"}},"namespace":"k8s.io","id":"one","group":"one",
-            "bundle":"/no/such/bundle","runtime":{{"binary":"runc","root":"/r"}},
-            "processes":[{{"exec_id":"","pid":9,"start_time":10,"state":"{state}"{exit}}}]}}"#
-        );
-        Record::parse(Path::new("r"), text.as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn the_state_of_another_managers_container_is_what_its_record_and_the_kernel_say() {
-        const EXIT: &str = r#","exit":{"status":7,"at_unix_ns":5}"#;
-        for (state, exit, shim, init, expected) in [
-            ("created", "", true, true, ("created", 9, 0, "")),
-            ("created", "", true, false, ("preparing", 0, 0, "")),
-            ("running", "", true, true, ("running", 9, 0, "")),
-            ("paused", "", true, true, ("paused", 9, 0, "")),
-            ("running", "", true, false, ("stopping", 0, 0, "")),
-            ("stopped", EXIT, true, false, ("exited", 0, 7, "")),
-            // Its pid is somebody else's by now.
-            ("stopped", EXIT, true, true, ("exited", 0, 7, "")),
-            (
-                "running",
-                "",
-                false,
-                true,
-                ("running", 9, 0, "its shim is dead: it runs without anybody who drains its output"),
-            ),
-            ("running", "", false, false, ("exited", 0, 255, "its shim died with the exit status")),
-            ("stopped", EXIT, false, false, ("exited", 0, 7, "")),
-        ] {
-            let one = foreign(&record(state, exit), shim, |_, _| init);
-            let seen = (one.status.as_str(), one.pid, one.exit_status, one.reason.as_str());
-            assert_eq!(seen, expected, "{state} {exit} {shim} {init}");
-            assert_eq!((one.manager.as_str(), one.namespace.as_str()), ("/run/c.sock", "k8s.io"));
-        }
-    }
 }

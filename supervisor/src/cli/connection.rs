@@ -8,10 +8,11 @@ use std::time::Duration;
 use holdfast_proto::supervisor as pb;
 use holdfast_proto::supervisor_ttrpc::SupervisorClient;
 use ttrpc::Code;
-use ttrpc::asynchronous::Client;
 use ttrpc::context::{self, Context};
 
 use super::{CliError, FAILED, say};
+use crate::api::LEAVING;
+use crate::client::dial;
 use crate::registry::start_failure_status;
 
 /// For requests that are answered from memory.
@@ -44,9 +45,7 @@ enum Failure {
 impl From<ttrpc::Error> for Failure {
     fn from(error: ttrpc::Error) -> Self {
         match error {
-            ttrpc::Error::RpcStatus(status)
-                if status.code() == Code::UNAVAILABLE && status.message() == crate::api::LEAVING =>
-            {
+            ttrpc::Error::RpcStatus(status) if status.code() == Code::UNAVAILABLE && status.message() == LEAVING => {
                 Self::Broken(ttrpc::Error::RpcStatus(status))
             }
             ttrpc::Error::RpcStatus(status) => Self::Refused(status),
@@ -77,7 +76,7 @@ macro_rules! once {
 }
 
 macro_rules! repeated {
-    ($(#[$doc:meta])* $name:ident, $request:ty, $response:ty) => {
+    ($(#[$doc:meta])* $name:ident, $request:ty, $response:ty, $context:expr) => {
         $(#[$doc])*
         ///
         /// # Errors
@@ -85,7 +84,7 @@ macro_rules! repeated {
         pub(super) async fn $name(&self, request: &$request) -> Result<$response, CliError> {
             let (mut client, mut told) = (self.client().await?, false);
             loop {
-                match client.$name(Context::default(), request).await.map_err(Failure::from) {
+                match client.$name($context, request).await.map_err(Failure::from) {
                     Ok(response) => return Ok(response),
                     Err(Failure::Refused(status)) => return Err(refused(&status)),
                     Err(Failure::Broken(_)) => client = self.reconnect(&mut told).await,
@@ -109,14 +108,8 @@ impl Connection {
         if let Some(client) = self.client.borrow().clone() {
             return Ok(client);
         }
-        let socket = self.socket.display().to_string();
-        let connected = Client::connect(&format!("unix://{socket}")).await;
-        let client = connected.map_err(|e| {
-            // The kernel's own word says what to do about it.
-            let source = std::os::unix::net::UnixStream::connect(&*self.socket).err();
-            CliError::Unreachable { socket, source: source.unwrap_or_else(|| std::io::Error::other(e)) }
-        })?;
-        let client = SupervisorClient::new(client);
+        let unreachable = |source| CliError::Unreachable { socket: self.socket.display().to_string(), source };
+        let client = SupervisorClient::new(dial(&self.socket).await.map_err(unreachable)?);
         *self.client.borrow_mut() = Some(client.clone());
         Ok(client)
     }
@@ -157,15 +150,16 @@ impl Connection {
         self.forget();
         let mut pause = RETRY;
         loop {
+            // Before the first attempt, too: one that is leaving is there still, and would send us away again and again.
+            tokio::time::sleep(pause).await;
             if let Ok(client) = self.client().await {
                 return client;
             }
+            pause = (pause * 2).min(LONGEST_RETRY);
             if pause > LONGEST_RETRY / 2 && !*told {
                 *told = true;
                 say::tell("holdfastd is away; the container is not. Waiting for it to return.");
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_RETRY);
         }
     }
 
@@ -179,35 +173,25 @@ impl Connection {
 
     repeated!(
         /// Waits for the end of a container or exec, across restarts of the supervisor.
-        wait, pb::WaitRequest, pb::WaitResponse
+        wait, pb::WaitRequest, pb::WaitResponse, Context::default()
     );
     repeated!(
         /// Starts a container, across restarts of the supervisor: one that runs by then was started.
-        start, pb::StartRequest, pb::StartResponse
+        start, pb::StartRequest, pb::StartResponse, Context::default()
     );
     repeated!(
         /// Stops a container, across restarts of the supervisor.
-        stop, pb::StopRequest, pb::WaitResponse
+        stop, pb::StopRequest, pb::WaitResponse, Context::default()
     );
     repeated!(
         /// Restarts a container, across restarts of the supervisor; once, if the request says which run is to be stopped.
-        restart, pb::RestartRequest, pb::StartResponse
+        restart, pb::RestartRequest, pb::StartResponse, Context::default()
     );
 
-    /// What containers use, across restarts of the supervisor.
-    ///
-    /// # Errors
-    /// A refusal, or no supervisor at the first attempt.
-    pub(super) async fn stats(&self, request: &pb::StatsRequest) -> Result<Vec<pb::ContainerStats>, CliError> {
-        let (mut client, mut told) = (self.client().await?, false);
-        loop {
-            match client.stats(within(QUICK), request).await.map_err(Failure::from) {
-                Ok(response) => return Ok(response.containers),
-                Err(Failure::Refused(status)) => return Err(refused(&status)),
-                Err(Failure::Broken(_)) => client = self.reconnect(&mut told).await,
-            }
-        }
-    }
+    repeated!(
+        /// What containers use, across restarts of the supervisor.
+        stats, pb::StatsRequest, pb::StatsResponse, within(QUICK)
+    );
 
     /// Starts an exec, across restarts of the supervisor: one that is there at a second attempt was started by the first.
     ///
@@ -301,5 +285,35 @@ impl Connection {
             }
             client = self.reconnect(&mut told).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixListener;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Time stands still but for who sleeps.
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_sends_everybody_away_is_not_asked_without_a_pause() {
+        let socket = std::env::temp_dir().join(format!("holdfast-leaving-{}", std::process::id()));
+        let _ = std::fs::remove_file(&socket);
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let (connection, before, mut told) = (Connection::new(socket.clone()), Instant::now(), false);
+        connection.reconnect(&mut told).await;
+        assert!(before.elapsed() >= RETRY && !told);
+        std::fs::remove_file(socket).unwrap();
+    }
+
+    #[test]
+    fn only_who_leaves_is_asked_again_of_all_who_refuse() {
+        let refusal = |code, text: &str| ttrpc::Error::RpcStatus(ttrpc::get_status(code, text));
+        assert!(matches!(Failure::from(refusal(Code::UNAVAILABLE, LEAVING)), Failure::Broken(_)));
+        assert!(matches!(Failure::from(refusal(Code::UNAVAILABLE, "its shim is silent")), Failure::Refused(_)));
+        assert!(matches!(Failure::from(refusal(Code::NOT_FOUND, LEAVING)), Failure::Refused(_)));
     }
 }

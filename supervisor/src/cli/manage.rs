@@ -13,6 +13,7 @@ use super::{CliError, FAILED, Outcome, advice, filter, print, render, say, termi
 use crate::chain;
 use crate::client::now_unix_ns;
 use crate::doctor::probe;
+use crate::registry::Status;
 
 /// How it is told what became of a request for one of several containers.
 #[derive(Clone, Copy, Debug)]
@@ -115,12 +116,27 @@ pub(super) async fn restart(connection: Connection, several: &Several, time: Opt
 /// Stops whatever runs or would be started again.
 pub(super) async fn stop_all(connection: Connection, time: Option<i32>, report: Report) -> Outcome {
     let request = pb::ListRequest { all: true, ..Default::default() };
-    let running = |status: &str| {
-        matches!(status, "preparing" | "running" | "paused" | "restarting" | "unresponsive" | "stopping")
-    };
     let list = connection.list(&request).await?.containers;
-    let ids: Vec<String> = list.into_iter().filter(|c| running(&c.status)).map(|c| c.id).collect();
+    let ids: Vec<String> = list.into_iter().filter(|c| is_to_be_stopped(&c.status)).map(|c| c.id).collect();
     stop(connection, &ids, time, report).await
+}
+
+/// Whether a container with this status runs, or may run by the time that it is asked to stop.
+fn is_to_be_stopped(status: &str) -> bool {
+    match Status::parse(status) {
+        Some(
+            Status::Restoring
+            | Status::Preparing
+            | Status::Running
+            | Status::Paused
+            | Status::Stopping
+            | Status::Restarting
+            | Status::Unresponsive,
+        ) => true,
+        Some(Status::Created | Status::Exited | Status::Removing | Status::Unreadable | Status::Incompatible) => false,
+        // It is asked, rather than left running.
+        None => true,
+    }
 }
 
 pub(super) async fn kill(connection: Connection, several: &Several, signal: &str, json: bool) -> Outcome {
@@ -256,4 +272,19 @@ pub(super) async fn info(connection: Connection, json: bool) -> Outcome {
         render::info(&shown, now_unix_ns(), info.started_at_unix_ns, restore)
     })?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_run_is_stopped_with_all_the_others() {
+        for status in ["running", "paused", "restarting", "restoring", "unresponsive", "something-new"] {
+            assert!(is_to_be_stopped(status), "{status}");
+        }
+        for status in ["created", "exited", "removing", "unreadable", "incompatible"] {
+            assert!(!is_to_be_stopped(status), "{status}");
+        }
+    }
 }

@@ -29,6 +29,7 @@ use serde_json::value::RawValue;
 
 use super::render::timestamp;
 use crate::doctor::Tool;
+use crate::registry::Status;
 
 /// One container.
 #[derive(Debug, Serialize)]
@@ -39,7 +40,8 @@ pub(super) struct Container<'a> {
     /// holdfastd, or the address of a containerd.
     manager: &'a str,
     command: &'a [String],
-    /// preparing, created, running, paused, stopping, exited, restarting, removing, unresponsive, unreadable, incompatible.
+    /// restoring, preparing, created, running, paused, stopping, exited, restarting, removing, unresponsive, unreadable,
+    /// incompatible.
     status: &'a str,
     /// 0 for none; so for the shim's.
     pid: u32,
@@ -47,7 +49,7 @@ pub(super) struct Container<'a> {
     created_at: String,
     started_at: String,
     exited_at: String,
-    /// The exit code, or 128 + signal; null for what has not ended.
+    /// The exit code, or 128 + signal, or 255 if it is not known; null for what has not ended.
     exit_status: Option<u32>,
     /// Why the exit status is what it is, or what is wrong.
     reason: &'a str,
@@ -76,7 +78,8 @@ impl<'a> Container<'a> {
             created_at: timestamp(c.created_at_unix_ns),
             started_at: timestamp(c.started_at_unix_ns),
             exited_at: timestamp(c.exited_at_unix_ns),
-            exit_status: (c.exited_at_unix_ns != 0).then_some(c.exit_status),
+            // When it ended may have died with its shim.
+            exit_status: (c.exited_at_unix_ns != 0 || c.status == Status::Exited.as_str()).then_some(c.exit_status),
             reason: &c.reason,
             restart: &c.restart,
             restarts: c.restarts,
@@ -97,6 +100,8 @@ pub(super) struct Inspection<'a> {
     /// Empty if it is not in a file.
     log_path: &'a str,
     log_options: BTreeMap<&'a str, &'a str>,
+    /// How the log was kept before that was changed, the latest at the end.
+    earlier_logs: Vec<EarlierLog<'a>>,
     /// The FIFO of standard input, or empty.
     stdin: &'a str,
     terminal: bool,
@@ -122,6 +127,7 @@ impl<'a> Inspection<'a> {
             log_driver: &i.log_driver,
             log_path: &i.log_path,
             log_options: i.log_options.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+            earlier_logs: i.earlier_logs.iter().map(EarlierLog::new).collect(),
             stdin: &i.stdin,
             terminal: i.terminal,
             bundle: &i.bundle,
@@ -134,6 +140,20 @@ impl<'a> Inspection<'a> {
             output_unknown: &i.output_unknown,
             spec: serde_json::from_str(&i.spec_json).ok(),
         }
+    }
+}
+
+/// What was logged in another way.
+#[derive(Debug, Serialize)]
+struct EarlierLog<'a> {
+    driver: &'a str,
+    /// Empty if it is not in a file.
+    path: &'a str,
+}
+
+impl<'a> EarlierLog<'a> {
+    fn new(log: &'a pb::EarlierLog) -> Self {
+        Self { driver: &log.driver, path: &log.path }
     }
 }
 
@@ -539,6 +559,7 @@ mod tests {
         let mut expected: Vec<&str> = of_container.to_vec();
         expected.extend([
             "bundle",
+            "earlier_logs",
             "execs",
             "log_driver",
             "log_options",
@@ -612,6 +633,22 @@ mod tests {
         assert_eq!(serde_json::to_value(Container::new(&running)).unwrap()["exit_status"], Value::Null);
         let exited = pb::Container { exit_status: 143, exited_at_unix_ns: 1, ..Default::default() };
         assert_eq!(serde_json::to_value(Container::new(&exited)).unwrap()["exit_status"], 143);
+        let some_time = pb::Container { exit_status: 255, status: "exited".into(), ..Default::default() };
+        let value = serde_json::to_value(Container::new(&some_time)).unwrap();
+        assert_eq!((&value["exit_status"], &value["exited_at"]), (&json!(255), &json!("")));
+    }
+
+    #[test]
+    fn where_a_log_was_before_is_told() {
+        let log = |driver: &str, path: &str| pb::EarlierLog {
+            driver: driver.into(),
+            path: path.into(),
+            ..Default::default()
+        };
+        let earlier_logs = vec![log("json-file", "/log.json"), log("journald", "")];
+        let value = serde_json::to_value(Inspection::new(&pb::InspectResponse { earlier_logs, ..Default::default() }));
+        let expected = json!([{ "driver": "json-file", "path": "/log.json" }, { "driver": "journald", "path": "" }]);
+        assert_eq!(value.unwrap()["earlier_logs"], expected);
     }
 
     #[test]

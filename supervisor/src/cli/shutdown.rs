@@ -12,16 +12,15 @@ use futures_util::future::join_all;
 use holdfast_proto::supervisor as pb;
 
 use super::connection::Connection;
-use super::schema::Stopped;
-use super::{CliError, FAILED, Outcome, print, render, say};
+use super::{CliError, FAILED, Outcome, print, render, say, schema};
 use crate::attach::{self, pid_gone};
 use crate::client::{self, ShimClient, now_unix_ns};
-use crate::config::{Flags, Settings};
+use crate::config::{ConfigError, Flags, Loaded, Settings};
 use crate::container::{Container, Outcome as Ended, UNKNOWN_STATUS, Wish};
 use crate::daemon::{kill_pid, lock};
 use crate::paths::Paths;
-use crate::registry::{How, Probe, RunState, ShimRef};
-use crate::scan::{self, Findings, Found, ShimTraces};
+use crate::registry::{How, Probe, RunState, ShimRef, Stopped};
+use crate::scan::{self, Found, ShimTraces};
 use crate::sys::proc;
 use crate::{chain, store};
 
@@ -32,21 +31,52 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(connection: Connection, as_json: bool) -> Outcome {
-    let foreign = findings(&settings()?.paths)?.foreign;
-    let (own, foreign) = tokio::join!(own(&connection), foreign::stop_all(foreign));
-    let stopped = own?.into_iter().chain(foreign);
+    let settings = settings(Settings::load(&Flags::default()));
+    let (own, foreign) = tokio::join!(own(&connection, &settings), foreign(&settings.paths));
+    report([own, foreign], |one| {
+        print(&if as_json { render::json_line(&schema::Stopped::new(one)) } else { line(one) })
+    })
+}
+
+/// What became of some containers, or why that is not known.
+type Part = Result<Vec<pb::StoppedContainer>, CliError>;
+
+/// Tells what became of each container. A part that failed hides nothing of the other.
+fn report(parts: [Part; 2], tell: impl Fn(&pb::StoppedContainer) -> Result<(), CliError>) -> Outcome {
     let mut code = 0;
-    for one in stopped {
-        print(&if as_json { render::json_line(&Stopped::new(&one)) } else { line(&one) })?;
-        if !one.has_ended {
-            code = FAILED;
+    for part in parts {
+        match part {
+            Ok(stopped) => {
+                for one in &stopped {
+                    tell(one)?;
+                    code = if one.has_ended { code } else { FAILED };
+                }
+            }
+            Err(e) => {
+                say::tell_error(&chain(&e), None);
+                code = e.exit_code();
+            }
         }
     }
     Ok(code)
 }
 
+/// A mistake in the settings keeps the machine from ending its containers least of all: then the defaults hold.
+fn settings(loaded: Result<Loaded, ConfigError>) -> Settings {
+    loaded.map(|loaded| loaded.settings).unwrap_or_else(|e| {
+        say::tell(&format!("{}; going on with the default settings", chain(&e)));
+        Settings::at(Paths::from_environment())
+    })
+}
+
+/// Stops the containers of every containerd that is gone.
+async fn foreign(paths: &Paths) -> Part {
+    let stopped = foreign::stop_all(scan::foreign(paths, &boot_id()?)).await;
+    Ok(stopped.into_iter().map(pb::StoppedContainer::from).collect())
+}
+
 /// Stops holdfastd's containers.
-async fn own(connection: &Connection) -> Result<Vec<pb::StoppedContainer>, CliError> {
+async fn own(connection: &Connection, settings: &Settings) -> Part {
     let request = pb::StopAllRequest::new();
     let answer = tokio::select! {
         answer = connection.stop_all(&request) => answer,
@@ -56,7 +86,8 @@ async fn own(connection: &Connection) -> Result<Vec<pb::StoppedContainer>, CliEr
         Ok(answer) => Ok(answer.containers),
         Err(e) => {
             say::tell(&format!("{}; speaking to the shims instead", chain(&e)));
-            directly().await
+            let stopped = directly(settings).await?;
+            Ok(stopped.into_iter().map(pb::StoppedContainer::from).collect())
         }
     }
 }
@@ -80,45 +111,31 @@ fn line(one: &pb::StoppedContainer) -> String {
     }
 }
 
-fn settings() -> Result<Settings, CliError> {
-    Ok(Settings::load(&Flags::default()).map_err(|e| CliError::Usage(chain(&e)))?.settings)
+fn boot_id() -> Result<String, CliError> {
+    proc::boot_id().map_err(CliError::io("read the boot id"))
 }
 
-fn findings(paths: &Paths) -> Result<Findings, CliError> {
-    let boot_id = proc::boot_id().map_err(CliError::io("read the boot id"))?;
-    Ok(scan::scan(paths, &boot_id))
-}
-
-/// What is told of a container, as holdfastd tells it.
-fn told(id: String, name: String, how: How, exit_status: Option<u32>, took: Duration) -> pb::StoppedContainer {
-    pb::StoppedContainer {
-        id,
-        name,
-        has_ended: how != How::LeftBehind,
-        exit_status,
-        how: how.as_str().to_owned(),
-        took_ns: u64::try_from(took.as_nanos()).unwrap_or(u64::MAX),
-        ..Default::default()
-    }
+/// What became of a container, as holdfastd tells it.
+fn stopped(id: String, name: String, (how, outcome): (How, Option<Ended>), began: Instant) -> Stopped {
+    Stopped { id, name, outcome, took: began.elapsed(), how }
 }
 
 /// Stops all containers without holdfastd.
-async fn directly() -> Result<Vec<pb::StoppedContainer>, CliError> {
-    let settings = settings()?;
+async fn directly(settings: &Settings) -> Result<Vec<Stopped>, CliError> {
     let paths = &settings.paths;
     // While we hold it no holdfastd begins. One that has it is wedged, and its files are not ours to write.
     let lock = lock(paths).ok();
-    let findings = findings(paths)?;
+    let findings = scan::scan(paths, &boot_id()?);
     for one in &findings.unusable {
         say::tell(&format!("{} is {}: {}", one.id, one.class, one.reason));
     }
     let stops = findings.own.into_values().map(async |Found { mut container, shim, .. }| {
         let began = Instant::now();
-        let (how, ended) = Stop::of(&container, settings.shutdown_timeout).shim(&shim?).await?;
-        if let (Some(ended), true) = (&ended, lock.is_some()) {
+        let ended = Stop::of(&container, settings.shutdown_timeout).shim(&shim?).await?;
+        if let (Some(ended), true) = (&ended.1, lock.is_some()) {
             note(paths, &mut container, ended.clone());
         }
-        Some(told(container.id, container.name, how, ended.map(|ended| ended.status), began.elapsed()))
+        Some(stopped(container.id, container.name, ended, began))
     });
     Ok(join_all(stops).await.into_iter().flatten().collect())
 }
@@ -219,4 +236,43 @@ fn unseen() -> Ended {
         now_unix_ns(),
         "stopped at the machine's shutdown without a shim that could tell its status",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn one(name: &str, has_ended: bool) -> pb::StoppedContainer {
+        pb::StoppedContainer { name: name.to_owned(), has_ended, ..Default::default() }
+    }
+
+    /// The exit code, and who was told of.
+    fn reported(parts: [Part; 2]) -> (u8, Vec<String>) {
+        let told = RefCell::new(Vec::new());
+        let code = report(parts, |one| {
+            told.borrow_mut().push(one.name.clone());
+            Ok(())
+        });
+        (code.unwrap_or(1), told.into_inner())
+    }
+
+    #[test]
+    fn every_container_is_told_of_whatever_fails() {
+        let broken = || Err(CliError::Usage("no boot id".to_owned()));
+        let both = reported([Ok(vec![one("own", true)]), Ok(vec![one("theirs", true)])]);
+        assert_eq!(both, (0, vec!["own".to_owned(), "theirs".to_owned()]));
+        assert_eq!(reported([broken(), Ok(vec![one("theirs", true)])]), (FAILED, vec!["theirs".to_owned()]));
+        assert_eq!(reported([Ok(vec![one("own", true)]), broken()]), (FAILED, vec!["own".to_owned()]));
+        let left = reported([Ok(vec![one("own", false), one("other", true)]), Ok(Vec::new())]);
+        assert_eq!(left, (FAILED, vec!["own".to_owned(), "other".to_owned()]));
+    }
+
+    #[test]
+    fn a_mistake_in_the_settings_does_not_keep_the_machine_from_its_end() {
+        let flags = Flags { config: Some("/no/such/file.toml".into()), ..Flags::default() };
+        let mended = settings(Settings::load(&flags));
+        assert_eq!(mended, Settings::at(Paths::from_environment()));
+    }
 }

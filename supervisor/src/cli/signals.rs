@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use holdfast_proto::supervisor as pb;
+use procfs::process::Process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::connection::Connection;
@@ -50,7 +51,8 @@ impl Signals {
     /// Begins to catch. With `tty` the changes of the window's size as well.
     pub(super) fn catch(policy: Policy, tty: bool) -> Self {
         // What is ignored from the start, as by nohup or for a job in the background, was decided by whoever started us.
-        let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        let mask = Process::myself().and_then(|this| this.status()).map_or(0, |status| status.sigign);
+        let ignored = |number: i32| is_among(mask, number);
         let other: &[i32] = if policy == Policy::Forward { &OTHER } else { &[] };
         let wanted = ENDING.iter().chain(other).filter(|number| !ignored(**number));
         let caught = wanted.filter_map(|number| Some((*number, signal(SignalKind::from_raw(*number)).ok()?)));
@@ -127,11 +129,9 @@ async fn resize(connection: &Connection, id: &str, exec_id: &str) {
     }
 }
 
-/// Which signals are ignored, by `/proc/PID/status`.
-fn ignored_signals(status: &str) -> impl Fn(i32) -> bool + use<> {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    move |number| mask >> (number - 1) & 1 == 1
+/// Whether a signal is in a mask as proc_pid_status(5) has it.
+fn is_among(mask: u64, number: i32) -> bool {
+    mask >> (number - 1) & 1 == 1
 }
 
 #[cfg(test)]
@@ -139,10 +139,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ignored_signals_are_read_from_the_mask() {
-        let ignored = ignored_signals("SigBlk:\t0000000000000000\nSigIgn:\t0000000000001007\nSigCgt:\t0\n");
-        let of = [1, 2, 3, 13, 4, 15].map(&ignored);
+    fn signals_are_found_in_a_mask() {
+        let of = [1, 2, 3, 13, 4, 15].map(|number| is_among(0x1007, number));
         assert_eq!(of, [true, true, true, true, false, false]);
-        assert!(!ignored_signals("")(1));
+        assert!(!is_among(0, 1));
     }
 }

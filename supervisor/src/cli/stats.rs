@@ -11,7 +11,7 @@ use ttrpc::Code;
 
 use super::args::StatsArgs;
 use super::connection::Connection;
-use super::{CliError, FAILED, Outcome, print, render};
+use super::{CliError, FAILED, Outcome, render, say};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ pub(super) async fn run(connection: Connection, args: &StatsArgs, json: bool) ->
     let live = std::io::stdout().is_terminal() && !json && !args.no_stream;
     let mut before = Before::default();
     // The share of the CPUs is that of a span, which the first look begins.
-    let mut list = connection.stats(&request).await?;
+    let mut list = connection.stats(&request).await?.containers;
     if let Some(missing) = list.iter().find(|one| one.missing) {
         return Err(CliError::Refused {
             text: missing.unknown.clone(),
@@ -83,23 +83,23 @@ pub(super) async fn run(connection: Connection, args: &StatsArgs, json: bool) ->
         before.percent(one);
     }
     if live {
-        print(&format!("\x1b[2J{}", screen(&table(&list, &HashMap::new(), machine, !args.no_trunc))))?;
+        say::stream(&format!("\x1b[2J{}", screen(&table(&list, &HashMap::new(), machine, !args.no_trunc))))?;
     }
     loop {
         tokio::time::sleep(INTERVAL).await;
-        list = connection.stats(&request).await?;
+        list = connection.stats(&request).await?.containers;
         let key = |one: &pb::ContainerStats| (one.namespace.clone(), one.id.clone());
         let percent: HashMap<_, _> = list.iter().filter_map(|one| Some((key(one), before.percent(one)?))).collect();
-        if json {
-            let lines = list.iter().map(|one| render::json_line(&line(one, percent.get(&key(one)).copied())));
-            print(&lines.collect::<String>())?;
+        let text = if json {
+            list.iter().map(|one| render::json_line(&line(one, percent.get(&key(one)).copied()))).collect()
         } else {
             let text = table(&list, &percent, machine, !args.no_trunc);
-            print(&if live { screen(&text) } else { text })?;
-        }
+            if live { screen(&text) } else { text }
+        };
+        let is_read = say::stream(&text)?;
         // Of the containers that were named none is left.
         let over = !args.containers.is_empty() && list.iter().all(|one| one.missing);
-        if args.no_stream || over {
+        if args.no_stream || over || !is_read {
             return Ok(0);
         }
     }

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::log_policy::{LogPolicy, LogPolicyError};
 use crate::paths::Paths;
+use crate::programs::in_path;
 use file::Given;
 pub use flags::Flags;
 pub use reload::{Change, Refused, Reloaded};
@@ -137,6 +138,24 @@ pub struct Loaded {
 }
 
 impl Settings {
+    /// What holds where nothing else is said, with these roots.
+    pub fn at(paths: Paths) -> Self {
+        Self {
+            socket: paths.api_socket(),
+            live_restore: false,
+            shim: None,
+            runtime: None,
+            log_level: tracing::Level::INFO,
+            start_timeout: Duration::from_secs(120),
+            shutdown_timeout: None,
+            restore_deadline: Duration::from_secs(2),
+            metrics_listen: None,
+            metrics_interval: Duration::from_secs(10),
+            log: LogPolicy::default(),
+            paths,
+        }
+    }
+
     /// Reads the file that the flags name, or the default one, and puts the flags over it.
     ///
     /// # Errors
@@ -161,20 +180,20 @@ impl Settings {
             absolute(&path.display().to_string())
                 .map_err(|why| Given { text: path.display().to_string(), place }.invalid(why))
         };
-        let paths = Paths { run: default("run-dir", run)?, state: default("state-dir", state)? };
+        let default = Self::at(Paths { run: default("run-dir", run)?, state: default("state-dir", state)? });
         let settings = Self {
-            socket: given.take("listen", unix_address)?.unwrap_or_else(|| paths.api_socket()),
-            live_restore: given.take("live-restore", boolean)?.unwrap_or(false),
+            socket: given.take("listen", unix_address)?.unwrap_or(default.socket),
+            live_restore: given.take("live-restore", boolean)?.unwrap_or(default.live_restore),
             shim: given.take("shim", absolute)?,
             runtime: given.take("runtime", absolute)?,
-            log_level: given.take("log-level", level)?.unwrap_or(tracing::Level::INFO),
-            start_timeout: given.take("start-timeout", time)?.unwrap_or(Duration::from_secs(120)),
+            log_level: given.take("log-level", level)?.unwrap_or(default.log_level),
+            start_timeout: given.take("start-timeout", time)?.unwrap_or(default.start_timeout),
             shutdown_timeout: given.take("shutdown-timeout", time)?,
-            restore_deadline: given.take("restore-deadline", time)?.unwrap_or(Duration::from_secs(2)),
+            restore_deadline: given.take("restore-deadline", time)?.unwrap_or(default.restore_deadline),
             metrics_listen: given.take("metrics-listen", metrics_listen)?,
-            metrics_interval: given.take("metrics-interval", time)?.unwrap_or(Duration::from_secs(10)),
-            log: log(&mut given)?,
-            paths,
+            metrics_interval: given.take("metrics-interval", time)?.unwrap_or(default.metrics_interval),
+            log: log(&mut given, default.log)?,
+            paths: default.paths,
         };
         Ok((settings, given.overridden))
     }
@@ -184,10 +203,8 @@ impl Settings {
         if let Some(named) = &self.shim {
             return Some(named.clone());
         }
-        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(SHIM)));
-        let in_path = std::env::var_os("PATH").unwrap_or_default();
-        let in_path = std::env::split_paths(&in_path).map(|dir| dir.join(SHIM));
-        beside.into_iter().chain(in_path).find(|p| p.is_absolute() && p.is_file())
+        let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name(SHIM));
+        beside.filter(|path| path.is_file()).or_else(|| in_path(SHIM))
     }
 }
 
@@ -267,8 +284,7 @@ fn metrics_listen(text: &str) -> Result<MetricsListen, String> {
 }
 
 /// The size and number of files are for those containers, too, that choose another driver.
-fn log(given: &mut Sources<'_>) -> Result<LogPolicy, ConfigError> {
-    let defaults = LogPolicy::default();
+fn log(given: &mut Sources<'_>, defaults: LogPolicy) -> Result<LogPolicy, ConfigError> {
     let driver = given.take("log.driver", |text| text.parse().map_err(|e: LogPolicyError| e.to_string()))?;
     let max_size = given.take("log.max-size", |text| size::parse(text).ok_or_else(|| size::FORM.to_owned()))?;
     let max_file = given.take("log.max-file", |text| match text.parse::<u32>() {

@@ -10,17 +10,22 @@ use std::time::Duration;
 use std::{env, fs};
 
 use futures_util::future::join_all;
-use holdfast_proto::record::{self, Manager};
+use holdfast_proto::record::Manager;
+use holdfast_proto::shim_settings::OutputSettings;
 use holdfast_proto::supervisor as pb;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
+use procfs::ProcessCGroup;
+use procfs::process::{LimitValue, Process};
 use tokio::process::Command;
 
 use super::{Answer, Cgroup, CgroupMode, Daemon, Facts, Kernel, Shim, Spill, Tool, Unit, stale};
 use crate::chain;
-use crate::client::{CallError, QUICK, ShimClient};
+use crate::client::{QUICK, ShimClient};
 use crate::config::{Flags, Settings};
+use crate::identity::{Identity, Stat, identify};
 use crate::paths::Paths;
+use crate::programs::in_path;
 use crate::report::{Class, RestoreReport, Restored};
 use crate::scan::{self, Findings};
 use crate::sys::{self, proc};
@@ -39,9 +44,6 @@ const PROPERTIES: &str = "--property=Id,LoadState,ActiveState,UnitFileState,Kill
 
 /// `CAP_SYS_RESOURCE`, capabilities(7).
 const CAP_SYS_RESOURCE: u32 = 24;
-
-/// What the shims' settings are when nobody says otherwise.
-const DEFAULT_FLOOR: u32 = 10;
 
 /// Gathers everything. `answer` is the supervisor's, or why there is none.
 pub async fn facts(answer: Result<pb::InfoResponse, String>) -> Facts {
@@ -82,7 +84,7 @@ fn paths(answer: &Result<pb::InfoResponse, String>, settings: &Result<Settings, 
     match (answer, settings) {
         (Ok(info), _) => Paths { run: PathBuf::from(&info.run_dir), state: PathBuf::from(&info.state_dir) },
         (Err(_), Ok(settings)) => settings.paths.clone(),
-        (Err(_), Err(_)) => Paths { run: record::run_dir(), state: record::state_dir() },
+        (Err(_), Err(_)) => Paths::from_environment(),
     }
 }
 
@@ -95,9 +97,8 @@ fn kernel() -> Kernel {
         exit_info: exit_info().unwrap_or(false),
         inotify_instances: number("/proc/sys/fs/inotify/max_user_instances"),
         pipe_pages: number("/proc/sys/fs/pipe-user-pages-soft"),
-        pid_max: number("/proc/sys/kernel/pid_max"),
-        processes: fs::read_dir("/proc").into_iter().flatten().flatten().filter(|e| is_number(&e.file_name())).count()
-            as u64,
+        pid_max: procfs::sys::kernel::pid_max().ok().and_then(|pids| pids.try_into().ok()),
+        processes: procfs::process::all_processes().map_or(0, |all| all.count() as u64),
     }
 }
 
@@ -105,10 +106,6 @@ fn kernel() -> Kernel {
 pub fn release() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     release.trim().to_owned()
-}
-
-fn is_number(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
 }
 
 /// Whether a pidfd tells the exit status of a process that was reaped: tried with a child.
@@ -143,20 +140,12 @@ pub fn cgroup() -> Cgroup {
         CgroupMode::None => Vec::new(),
         // One that is switched off has no directory, whatever else there is.
         _ => {
-            let enabled = enabled_controllers(&fs::read_to_string("/proc/cgroups").unwrap_or_default());
-            enabled.into_iter().filter(|name| root.join(name).is_dir()).collect()
+            let all = procfs::cgroups().map(|all| all.0).unwrap_or_default();
+            let enabled = all.into_iter().filter(|one| one.enabled).map(|one| one.name);
+            enabled.filter(|name| root.join(name).is_dir()).collect()
         }
     };
     Cgroup { mode, controllers }
-}
-
-/// The names in `/proc/cgroups` that are switched on, cgroups(7).
-fn enabled_controllers(text: &str) -> Vec<String> {
-    let enabled = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        (words.len() == 4 && words[3] == "1").then(|| words[0].to_owned())
-    };
-    text.lines().filter(|line| !line.starts_with('#')).filter_map(enabled).collect()
 }
 
 /// The OCI runtimes that shims find: one that is configured, the one beside the shim, those in `PATH`.
@@ -177,11 +166,6 @@ async fn tool_in_path(name: &str) -> Option<Tool> {
 
 async fn installed(shim: Option<PathBuf>) -> Option<Tool> {
     Some(tool(shim?, "-v").await)
-}
-
-fn in_path(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_absolute() && path.is_file())
 }
 
 async fn tool(path: PathBuf, flag: &str) -> Tool {
@@ -250,19 +234,18 @@ fn daemon(answer: Result<pb::InfoResponse, String>, bad_settings: Option<String>
                 None => silent,
                 Some(why) => format!("{silent}; and {why}"),
             },
-            may_exceed: may_exceed("self"),
+            may_exceed: may_exceed(Process::myself().ok().as_ref()),
             ..Daemon::default()
         },
         Ok(info) => {
-            let pid = info.pid.to_string();
-            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
-            let open = fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).ok();
+            let process = info.pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
+            let groups =
+                process.as_ref().and_then(|process| process.cgroups().ok()).map(|all| all.0).unwrap_or_default();
             Daemon {
                 silent: String::new(),
-                descriptors: open.map(|n| n as u64).zip(limit_of_descriptors(&limits)),
+                descriptors: process.as_ref().and_then(descriptors),
                 pids: tasks(&groups),
-                may_exceed: may_exceed(&pid),
+                may_exceed: may_exceed(process.as_ref()),
                 unit: unit_of(&groups),
                 restore: info.restore.as_ref().map(restore),
                 version: info.version,
@@ -272,39 +255,41 @@ fn daemon(answer: Result<pb::InfoResponse, String>, bad_settings: Option<String>
     }
 }
 
-/// The soft limit in `/proc/PID/limits`.
-fn limit_of_descriptors(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    let soft = line.split_whitespace().next()?;
-    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
+/// Descriptors of a process: those that are open, and the soft limit.
+fn descriptors(process: &Process) -> Option<(u64, u64)> {
+    let limit = match process.limits().ok()?.max_open_files.soft_limit {
+        LimitValue::Unlimited => u64::MAX,
+        LimitValue::Value(limit) => limit,
+    };
+    Some((process.fd_count().ok()? as u64, limit))
 }
 
-fn may_exceed(pid: &str) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    capabilities.is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
+fn may_exceed(process: Option<&Process>) -> bool {
+    let status = process.and_then(|process| process.status().ok());
+    status.is_some_and(|status| status.capeff & (1 << CAP_SYS_RESOURCE) != 0)
 }
 
-/// The directory of a process in the hierarchy that has `controller`, from `/proc/PID/cgroup`.
-fn group_of<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
-    groups.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?);
-        controllers.split(',').any(|one| one == controller).then_some(path)
-    })
+/// The directory of a process in the hierarchy that has `controller`.
+fn group_of<'a>(groups: &'a [ProcessCGroup], controller: &str) -> Option<&'a str> {
+    let found = groups.iter().find(|group| group.controllers.iter().any(|one| one == controller));
+    found.map(|group| group.pathname.as_str())
+}
+
+/// The directory of a process in the hierarchy of version 2, which alone has the number 0.
+fn unified_group(groups: &[ProcessCGroup]) -> Option<&str> {
+    groups.iter().find(|group| group.hierarchy == 0).map(|group| group.pathname.as_str())
 }
 
 /// The service of systemd's that a process is in.
-fn unit_of(groups: &str) -> Option<String> {
-    let path = group_of(groups, "name=systemd").or_else(|| group_of(groups, ""))?;
+fn unit_of(groups: &[ProcessCGroup]) -> Option<String> {
+    let path = group_of(groups, "name=systemd").or_else(|| unified_group(groups))?;
     path.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
 /// How many tasks a control group has, and may have; `None` if it may have any number.
-fn tasks(groups: &str) -> Option<(u64, u64)> {
+fn tasks(groups: &[ProcessCGroup]) -> Option<(u64, u64)> {
     let v1 = group_of(groups, "pids").map(|path| format!("/sys/fs/cgroup/pids{path}"));
-    let directory = v1.or_else(|| Some(format!("/sys/fs/cgroup{}", group_of(groups, "")?)))?;
+    let directory = v1.or_else(|| Some(format!("/sys/fs/cgroup{}", unified_group(groups)?)))?;
     let number = |name: &str| fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse::<u64>().ok();
     number("pids.current").zip(number("pids.max"))
 }
@@ -330,24 +315,11 @@ fn restore(report: &pb::RestoreReport) -> RestoreReport {
     }
 }
 
-/// What is wrong with the shims' settings file, and where it says that output is kept, with the floor there.
+/// What is wrong with the shims' settings file, or where it says that output is kept, with the floor there.
 fn shim_settings(paths: &Paths) -> (Option<String>, Option<(PathBuf, u32)>) {
-    let file = env::var_os("HOLDFAST_SHIM_CONFIG").map(PathBuf::from);
-    let path = file.clone().unwrap_or_else(|| "/etc/holdfast/shim.toml".into());
-    let place = |table: &toml::Table| {
-        let output = table.get("output");
-        let directory = output.and_then(|o| o.get("spill-dir")).and_then(toml::Value::as_str).map(PathBuf::from);
-        let floor = output.and_then(|o| o.get("free-floor")).and_then(toml::Value::as_integer);
-        let floor = floor.and_then(|n| u32::try_from(n).ok()).unwrap_or(DEFAULT_FLOOR);
-        (directory.unwrap_or_else(|| paths.state.join("spill")), floor)
-    };
-    match fs::read_to_string(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && file.is_none() => (None, Some(place(&toml::Table::new()))),
-        Err(e) => (Some(format!("{}: {e}", path.display())), None),
-        Ok(text) => match text.parse::<toml::Table>() {
-            Ok(table) => (None, Some(place(&table))),
-            Err(e) => (Some(format!("{}: {e}", path.display())), None),
-        },
+    match OutputSettings::load_below(&paths.state) {
+        Ok(settings) => (None, Some((settings.spill_dir, settings.free_floor_percent.into()))),
+        Err(e) => (Some(chain(&e)), None),
     }
 }
 
@@ -360,9 +332,10 @@ fn spill((directory, floor_percent): (PathBuf, u32)) -> Spill {
     Spill { directory, free_percent, floor_percent }
 }
 
-/// A shim that runs, by its address.
+/// A shim that is to be asked.
 struct Running {
     pid: u32,
+    start_time: u64,
     containers: Vec<String>,
     foreign: bool,
 }
@@ -371,54 +344,67 @@ struct Running {
 async fn shims(found: &Findings) -> (Vec<Shim>, Vec<(PathBuf, u32)>) {
     let asked = join_all(running(found).into_iter().map(async |(address, shim)| {
         let (answer, place) = ask(&address).await;
-        let state = proc::stat(shim.pid).map_or('?', |stat| char::from(stat.state));
-        let Running { pid, containers, foreign } = shim;
-        (Shim { pid, state, containers, foreign, answer }, place)
+        let now = proc::stat(shim.pid);
+        (shim.told(answer, now), place)
     }))
     .await;
     let (shims, places): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
-    (shims, places.into_iter().flatten().collect())
+    (shims.into_iter().flatten().collect(), places.into_iter().flatten().collect())
 }
 
+impl Running {
+    /// What there is to tell once it was asked. `None` for one that has ended meanwhile: whatever is advised about its pid
+    /// would be done to another process.
+    fn told(self, answer: Answer, now: Option<Stat>) -> Option<Shim> {
+        let Self { pid, start_time, containers, foreign } = self;
+        let now = now.filter(|_| identify(start_time, now) == Identity::Live)?;
+        Some(Shim { pid, state: char::from(now.state), containers, foreign, answer })
+    }
+}
+
+/// The shims that run, by their addresses.
 fn running(found: &Findings) -> BTreeMap<String, Running> {
     let mut shims: BTreeMap<String, Running> = BTreeMap::new();
-    let mut add = |address: &str, pid: u32, container: String, foreign: bool| {
-        let new = || Running { pid, containers: Vec::new(), foreign };
-        shims.entry(address.to_owned()).or_insert_with(new).containers.push(container);
+    let mut add = |address: &str, (pid, start_time): (u32, u64), container: String, foreign: bool| {
+        if proc::is_live(pid, start_time) {
+            let new = || Running { pid, start_time, containers: Vec::new(), foreign };
+            shims.entry(address.to_owned()).or_insert_with(new).containers.push(container);
+        }
     };
     for (id, own) in &found.own {
-        let Some(traces) = &own.shim else { continue };
-        if let Some((pid, _)) = traces.process.filter(|(pid, start)| proc::is_live(*pid, *start)) {
-            add(&traces.address, pid, format!("{}/{id}", crate::paths::NAMESPACE), false);
+        if let Some(traces) = &own.shim
+            && let Some(process) = traces.process
+        {
+            add(&traces.address, process, format!("{}/{id}", crate::paths::NAMESPACE), false);
         }
     }
     for record in &found.foreign {
-        if proc::is_live(record.shim.pid, record.shim.start_time) {
-            let foreign = matches!(record.manager, Manager::Containerd { .. });
-            add(&record.shim.address, record.shim.pid, format!("{}/{}", record.namespace, record.id), foreign);
-        }
+        let foreign = matches!(record.manager, Manager::Containerd { .. });
+        let process = (record.shim.pid, record.shim.start_time);
+        add(&record.shim.address, process, format!("{}/{}", record.namespace, record.id), foreign);
     }
     shims
 }
 
 async fn ask(address: &str) -> (Answer, Option<(PathBuf, u32)>) {
-    let asked = async {
-        let client = ShimClient::connect(address, "", QUICK).await?;
+    let question = |client: ShimClient| async move {
         let version = client.info(QUICK).await?.version;
         // Where output is kept matters less than the version: an older shim may not know the question.
         let place = client.output(false, QUICK).await.ok().filter(|output| !output.spill_dir.is_empty());
         Ok((version, place.map(|output| (PathBuf::from(output.spill_dir), output.free_floor_percent))))
     };
-    match tokio::time::timeout(QUICK, asked).await {
-        Ok(Ok((version, place))) => (Answer::Version(version), place),
-        Err(_) | Ok(Err(CallError::Silent { .. })) => (Answer::Silence, None),
-        Ok(Err(e)) => (Answer::Error(chain(&e)), None),
+    match ShimClient::ask(address, "", "Info", QUICK, question).await {
+        Ok((version, place)) => (Answer::Version(version), place),
+        Err(e) if e.is_silence() => (Answer::Silence, None),
+        Err(e) => (Answer::Error(chain(&e)), None),
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use procfs::{FromBufRead, ProcessCGroups};
+
     use super::*;
 
     #[test]
@@ -432,6 +418,18 @@ mod tests {
             ("nothing", ""),
         ] {
             assert_eq!(version_in(text), version);
+        }
+    }
+
+    #[test]
+    fn a_shim_that_ended_while_it_was_asked_is_not_told_of() {
+        let asked = || Running { pid: 7, start_time: 8, containers: vec!["default/abc".into()], foreign: false };
+        let told =
+            |now| asked().told(Answer::Error("the connection broke".into()), now).map(|shim| (shim.pid, shim.state));
+        let stat = |state, start_time| Some(Stat { state, start_time });
+        assert_eq!(told(stat(b'S', 8)), Some((7, 'S')));
+        for ended in [None, stat(b'Z', 8), stat(b'S', 9)] {
+            assert_eq!(told(ended), None, "{ended:?}");
         }
     }
 
@@ -455,33 +453,22 @@ mod tests {
 
     #[test]
     fn the_unit_and_the_group_of_a_process_are_found() {
-        let hybrid = "12:pids:/system.slice/holdfastd.service\n4:cpu,cpuacct:/\n1:name=systemd:/system.slice/holdfastd.service\n0::/x\n";
-        assert_eq!(unit_of(hybrid).as_deref(), Some("holdfastd.service"));
-        assert_eq!(group_of(hybrid, "pids"), Some("/system.slice/holdfastd.service"));
-        assert_eq!(group_of(hybrid, "cpuacct"), Some("/"));
-        let unified = "0::/system.slice/a.service/sub\n";
-        assert_eq!(unit_of(unified).as_deref(), Some("a.service"));
-        assert_eq!(unit_of("0::/user.slice/session-1.scope\n"), None);
-    }
-
-    #[test]
-    fn controllers_that_are_switched_off_do_not_count() {
-        let text = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t0\t1\t0\n";
-        assert_eq!(enabled_controllers(text), ["cpu"]);
-    }
-
-    #[test]
-    fn the_soft_limit_of_descriptors_is_read() {
-        let text = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 4096                 files\n";
-        assert_eq!(limit_of_descriptors(text), Some(1024));
-        assert_eq!(limit_of_descriptors("Max open files  unlimited unlimited files"), Some(u64::MAX));
-        assert_eq!(limit_of_descriptors(""), None);
+        let groups = |text: &str| ProcessCGroups::from_buf_read(text.as_bytes()).unwrap().0;
+        let hybrid = groups(
+            "12:pids:/system.slice/holdfastd.service\n4:cpu,cpuacct:/\n1:name=systemd:/system.slice/holdfastd.service\n0::/x\n",
+        );
+        assert_eq!(unit_of(&hybrid).as_deref(), Some("holdfastd.service"));
+        assert_eq!(group_of(&hybrid, "pids"), Some("/system.slice/holdfastd.service"));
+        assert_eq!((group_of(&hybrid, "cpuacct"), unified_group(&hybrid)), (Some("/"), Some("/x")));
+        assert_eq!(unit_of(&groups("0::/system.slice/a.service/sub\n")).as_deref(), Some("a.service"));
+        assert_eq!(unit_of(&groups("0::/user.slice/session-1.scope\n")), None);
     }
 
     #[test]
     fn this_machine_can_be_looked_at() {
         let kernel = kernel();
         assert!(!kernel.release.is_empty() && kernel.processes > 0 && kernel.pid_max.is_some(), "{kernel:?}");
-        assert_ne!(limit_of_descriptors(&fs::read_to_string("/proc/self/limits").unwrap()), None);
+        let (open, limit) = descriptors(&Process::myself().unwrap()).unwrap();
+        assert!(open > 2 && limit >= open, "{open} {limit}");
     }
 }

@@ -2,18 +2,15 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_proto::record::{self, Manager, Record};
-use tokio::net::UnixStream;
 
+use crate::client::has_listener;
 use crate::paths::{NAMESPACE, Paths};
 use crate::sys::proc;
-
-/// How long a socket may take to accept a connection before it is taken for one that is served.
-const DEADLINE: Duration = Duration::from_secs(1);
 
 /// A shim that starts binds its socket a moment before it listens.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
@@ -152,29 +149,29 @@ fn bundles(paths: &Paths) -> Vec<Stale> {
 }
 
 async fn sockets(directory: &Path) -> Vec<Stale> {
-    let mut refused = Vec::new();
+    let mut deserted = Vec::new();
     for path in entries(directory) {
-        if is_refused(&path).await {
-            refused.push(path);
+        if is_deserted(&path).await {
+            deserted.push(path);
         }
     }
-    if refused.is_empty() {
+    if deserted.is_empty() {
         return Vec::new();
     }
     tokio::time::sleep(SECOND_LOOK).await;
     let mut stale = Vec::new();
-    for path in refused {
-        if is_refused(&path).await {
+    for path in deserted {
+        if is_deserted(&path).await {
             stale.push(Stale { path, kind: StaleKind::Socket });
         }
     }
     stale
 }
 
-async fn is_refused(path: &Path) -> bool {
-    let connected = tokio::time::timeout(DEADLINE, UnixStream::connect(path)).await;
-    matches!(connected, Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused)
-        && fs::symlink_metadata(path).is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()))
+/// Whether it is a socket on which nobody listens.
+async fn is_deserted(path: &Path) -> bool {
+    matches!(has_listener(path).await, Ok(false))
+        && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 #[cfg(test)]

@@ -14,11 +14,12 @@ impl Measured {
     /// Asks everybody, each shim with a deadline.
     ///
     /// # Errors
-    /// [`Refusal::Unavailable`] while holdfastd leaves.
+    /// [`Refusal::Unavailable`] while holdfastd leaves; [`Refusal::Failed`] if other managers' containers cannot be seen.
     pub async fn collect(api: &Api) -> Result<Self, Refusal> {
+        let foreign = api.foreign().await?;
         Ok(Self {
-            output: api.outputs().await?,
-            containers: api.listed(true, true).await?,
+            output: api.outputs(&foreign).await?,
+            containers: api.listed(true, &foreign).await?,
             info: api.information().await?,
         })
     }

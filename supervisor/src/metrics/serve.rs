@@ -17,7 +17,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Measured;
-use crate::api::Api;
+use crate::api::{Api, LEAVING};
+use crate::client::has_listener;
 use crate::config::MetricsListen;
 
 /// What the text is, as the format's specification names it.
@@ -108,7 +109,7 @@ impl Listener {
         match listen {
             MetricsListen::Loopback(address) => TcpListener::bind(address).await.map(Self::Tcp),
             MetricsListen::Unix(path) => {
-                make_room(path)?;
+                make_room(path).await?;
                 let socket = Socket(UnixListener::bind(path)?);
                 fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
                 Ok(Self::Unix(socket))
@@ -118,7 +119,7 @@ impl Listener {
 }
 
 /// Removes the socket of a dead process; nothing else that is in the way.
-fn make_room(path: &Path) -> io::Result<()> {
+async fn make_room(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
@@ -127,10 +128,9 @@ fn make_room(path: &Path) -> io::Result<()> {
         }
         Ok(_) => {}
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(e) => Err(e),
-        Ok(_) => Err(io::Error::from(io::ErrorKind::AddrInUse)),
+    match has_listener(path).await? {
+        false => fs::remove_file(path),
+        true => Err(io::Error::from(io::ErrorKind::AddrInUse)),
     }
 }
 
@@ -163,7 +163,7 @@ async fn respond<B>(request: Request<B>, mut latest: Latest) -> Result<Response<
     // Only right after the start is there anything to wait for.
     let text = match latest.wait_for(Option::is_some).await {
         Ok(text) => text.as_deref().unwrap_or_default().to_owned(),
-        Err(_) => return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, "holdfastd is leaving")),
+        Err(_) => return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, LEAVING)),
     };
     let mut response = Response::new(text);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));

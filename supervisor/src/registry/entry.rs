@@ -8,7 +8,7 @@ use super::input::{
     Answer, Ask, Call, Effect, Ended, Limits, LogChange, Note, Onlooker, Refusal, ReplyTo, ShimRef, Timer,
 };
 use super::shutdown::BeingEnded;
-use super::{Now, ended_run};
+use super::{Now, Status, ended_run};
 use crate::container::{Container, Next, Outcome, UNKNOWN_STATUS, Wish};
 use crate::endings::Ending;
 use crate::log_policy::Driver;
@@ -623,24 +623,25 @@ impl Entry {
         out.extend(self.stop_waiters.drain(..).map(|to| Effect::Reply { to, answer: Ok(answer.clone()) }));
     }
 
-    /// The word for its phase, as in the API.
-    pub(super) fn status(&self) -> &'static str {
+    /// Its phase, as it is told.
+    pub(super) fn status(&self) -> Status {
         match &self.phase {
-            Phase::Probing { .. } => "restoring",
-            Phase::Unresponsive { .. } => "unresponsive",
-            Phase::Preparing { .. } | Phase::Starting { .. } => "preparing",
-            Phase::Withheld { class, .. } => class.as_str(),
-            Phase::Created { .. } => "created",
-            Phase::Running { paused: true, .. } => "paused",
+            Phase::Probing { .. } => Status::Restoring,
+            Phase::Unresponsive { .. } => Status::Unresponsive,
+            Phase::Preparing { .. } | Phase::Starting { .. } => Status::Preparing,
+            Phase::Withheld { class: Class::Incompatible, .. } => Status::Incompatible,
+            Phase::Withheld { .. } => Status::Unreadable,
+            Phase::Created { .. } => Status::Created,
+            Phase::Running { paused: true, .. } => Status::Paused,
             Phase::Running { .. } | Phase::Adopted { .. } if self.is_doomed() || self.container.state.renewing => {
-                "stopping"
+                Status::Stopping
             }
-            Phase::Running { .. } | Phase::Adopted { .. } => "running",
-            Phase::Retiring => "stopping",
-            Phase::AtRest if self.container.state.outcome.is_none() => "created",
-            Phase::AtRest => "exited",
-            Phase::Backoff => "restarting",
-            Phase::Removing => "removing",
+            Phase::Running { .. } | Phase::Adopted { .. } => Status::Running,
+            Phase::Retiring => Status::Stopping,
+            Phase::AtRest if self.container.state.outcome.is_none() => Status::Created,
+            Phase::AtRest => Status::Exited,
+            Phase::Backoff => Status::Restarting,
+            Phase::Removing => Status::Removing,
         }
     }
 
@@ -674,7 +675,7 @@ impl Entry {
             id: self.id(),
             name: self.container.name.clone(),
             manager: "holdfastd".to_owned(),
-            status: self.status().to_owned(),
+            status: self.status(),
             pid,
             shim_pid: shim.map(|s| s.pid).or(traces.and_then(|t| t.process).map(|(pid, _)| pid)).unwrap_or(0),
             shim_address: address.cloned().unwrap_or_default(),
@@ -694,7 +695,7 @@ pub struct Snapshot {
     pub id: String,
     pub name: String,
     pub manager: String,
-    pub status: String,
+    pub status: Status,
     pub pid: u32,
     pub shim_pid: u32,
     pub shim_address: String,
@@ -707,13 +708,13 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(super) fn unusable(unusable: &Unusable) -> Self {
-        let status = if unusable.class == Class::Incompatible { "incompatible" } else { "unreadable" };
+        let status = if unusable.class == Class::Incompatible { Status::Incompatible } else { Status::Unreadable };
         Self {
             namespace: unusable.namespace.clone(),
             id: unusable.id.clone(),
             name: String::new(),
             manager: "holdfastd".to_owned(),
-            status: status.to_owned(),
+            status,
             pid: 0,
             shim_pid: 0,
             shim_address: String::new(),

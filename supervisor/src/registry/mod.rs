@@ -24,6 +24,7 @@ mod execs;
 mod input;
 mod restore;
 mod shutdown;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,7 @@ pub use input::{
 };
 pub use input::{ShimRef, TaskView, Timer};
 pub use shutdown::{Due, How, Stopped, Survivors};
+pub use status::Status;
 
 use crate::container::{Container, Next, Outcome, UNKNOWN_STATUS, Wish};
 use crate::endings::Ending;

@@ -65,7 +65,7 @@ impl World {
     }
 
     fn status(&self) -> &'static str {
-        self.registry.containers[ID].status()
+        self.registry.containers[ID].status().as_str()
     }
 
     fn phase(&self) -> &Phase {
@@ -1224,7 +1224,7 @@ fn what_is_unreadable_is_listed_and_refused_with_its_reason() {
     let effects = world.ask(1, Ask::Remove { container: "broken".into(), force: true });
     assert!(matches!(answer_to(&effects, 1), Some(Err(Refusal::Precondition(t))) if t.contains("no JSON")));
     let effects = world.ask(2, Ask::List { all: true });
-    assert!(matches!(answer_to(&effects, 2), Some(Ok(Answer::List(l))) if l[0].status == "unreadable"));
+    assert!(matches!(answer_to(&effects, 2), Some(Ok(Answer::List(l))) if l[0].status == Status::Unreadable));
 }
 
 /// Random inputs in random order: nothing panics, and no question is answered twice or by nobody.

@@ -180,8 +180,8 @@ struct Host {
 /// protects holdfastd from that, which a container would inherit. More likely than that where holdfastd is: going below
 /// needs a privilege.
 fn oom_score_adj() -> i32 {
-    let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
-    own.unwrap_or(0).max(0)
+    let own = procfs::process::Process::myself().and_then(|this| this.oom_score_adj());
+    own.map_or(0, i32::from).max(0)
 }
 
 fn hook() -> Result<PathBuf, SpecError> {
@@ -259,13 +259,18 @@ pub fn with_limits(spec: &str, limits: &Limits) -> Result<String, SpecError> {
     // Through the types: what is written into is shaped as it should be.
     let typed: Spec = serde_json::from_str(spec).map_err(malformed)?;
     let mut spec = serde_json::to_value(typed).map_err(malformed)?;
+    set_limits(&mut spec, limits);
+    let typed: Spec = serde_json::from_value(spec).map_err(malformed)?;
+    serde_json::to_string_pretty(&typed).map_err(malformed)
+}
+
+/// Puts limits into an OCI configuration. Whatever else bounds the same resource, as a limit of swap, stays.
+fn set_limits(spec: &mut Value, limits: &Limits) {
     for (kind, values) in resources_value(limits).as_object().into_iter().flatten() {
         for (key, value) in values.as_object().into_iter().flatten() {
             spec["linux"]["resources"][kind][key] = value.clone();
         }
     }
-    let typed: Spec = serde_json::from_value(spec).map_err(malformed)?;
-    serde_json::to_string_pretty(&typed).map_err(malformed)
 }
 
 fn from_rootfs(
@@ -298,8 +303,6 @@ fn from_rootfs(
     }
     // The capabilities of another user than root would only be lost at the first exec; they stay available as a bound.
     let held: &[&str] = if user.uid == 0 { &CAPABILITIES } else { &[] };
-    let mut resources = resources_value(&limits);
-    resources["devices"] = device_rules();
     let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -318,7 +321,7 @@ fn from_rootfs(
         "linux": {
             "cgroupsPath": host.cgroup,
             "namespaces": namespaces.iter().map(|kind| json!({ "type": kind })).collect::<Vec<_>>(),
-            "resources": resources,
+            "resources": { "devices": device_rules() },
             "seccomp": seccomp::profile(),
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
@@ -329,6 +332,7 @@ fn from_rootfs(
             "createRuntime": [{ "path": host.hook, "args": ["holdfast", "hook", "loopback"], "timeout": 10 }]
         });
     }
+    set_limits(&mut spec, &limits);
     add_volumes(&mut spec, &request.volumes)?;
     Ok(spec)
 }
@@ -455,11 +459,7 @@ fn from_bundle(cgroup: &str, bundle: &Path, request: &pb::CreateRequest, limits:
     if spec["linux"]["cgroupsPath"].as_str().is_none_or(str::is_empty) {
         spec["linux"]["cgroupsPath"] = json!(cgroup);
     }
-    if let Value::Object(changes) = resources_value(&limits) {
-        for (name, value) in changes {
-            spec["linux"]["resources"][name] = value;
-        }
-    }
+    set_limits(&mut spec, &limits);
     add_volumes(&mut spec, &request.volumes)?;
     Ok(spec)
 }
@@ -543,6 +543,26 @@ mod tests {
         let bare = with_limits(r#"{"ociVersion":"1.0.2"}"#, &limits).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&bare).unwrap()["linux"]["resources"]["memory"]["limit"], 64 << 20);
         assert!(with_limits(r#"{"ociVersion":"1.0.2","linux":"x"}"#, &limits).is_err());
+    }
+
+    #[test]
+    fn limits_for_a_bundle_leave_its_other_bounds_as_they_are() {
+        let bundle = std::env::temp_dir().join(format!("holdfast-spec-bundle-{}", std::process::id()));
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        let mut spec = made(&request());
+        spec["root"]["path"] = json!("rootfs");
+        spec["linux"]["resources"]["memory"] = json!({ "limit": 1u64 << 30, "swap": 1u64 << 31 });
+        spec["linux"]["resources"]["cpu"] = json!({ "shares": 512 });
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        let limits = Limits { memory: Some(64 << 20), milli_cpus: Some(500), pids: None };
+        let made = from_bundle("/group", &bundle, &pb::CreateRequest::default(), limits);
+        fs::remove_dir_all(&bundle).unwrap();
+        let resources = made.unwrap()["linux"]["resources"].take();
+        assert_eq!(
+            (&resources["memory"]["limit"], &resources["memory"]["swap"]),
+            (&json!(64 << 20), &json!(1u64 << 31))
+        );
+        assert_eq!((&resources["cpu"]["quota"], &resources["cpu"]["shares"]), (&json!(50_000), &json!(512)));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::{fs, io};
 
 use nix::time::{ClockId, clock_gettime};
+use procfs::process::Process;
+use procfs::{Current, Meminfo};
 
 use crate::identity::{Identity, Stat, identify};
 
@@ -41,24 +43,17 @@ pub fn started_at_unix_ns(pid: u32) -> i64 {
 }
 
 /// The memory of a process in bytes: all that is resident, and what of that is its own and not a file's. From
-/// `/proc/PID/status`, which, unlike `smaps`, takes no lock of the process. `None` if there is no such process.
+/// `/proc/PID/status`, which, unlike `smaps`, takes no lock of the process. `None` if there is no such process, or if it is
+/// the kernel's own.
 pub fn memory(pid: u32) -> Option<(u64, u64)> {
-    memory_of_status(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/status")).ok()?))
-}
-
-fn memory_of_status(text: &str) -> Option<(u64, u64)> {
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some((field("VmRSS")?, field("RssAnon")?))
+    let status = Process::new(pid.try_into().ok()?).ok()?.status().ok()?;
+    let bytes = |kib: Option<u64>| kib?.checked_mul(1024);
+    Some((bytes(status.vmrss)?, bytes(status.rssanon)?))
 }
 
 /// How much memory the machine has, in bytes; `None` if the kernel does not say.
 pub fn memory_of_machine() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))?;
-    total.trim().parse::<u64>().ok()?.checked_mul(1024)
+    Meminfo::current().ok().map(|memory| memory.mem_total)
 }
 
 #[cfg(test)]
@@ -67,12 +62,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_read_from_the_status() {
-        let text = "Name:\tVmRSS: 1 kB\nVmRSS:\t    3456 kB\nRssAnon:\t     400 kB\n";
-        assert_eq!(memory_of_status(text), Some((3456 << 10, 400 << 10)));
-        assert_eq!(memory_of_status("Name:\tkthreadd\n"), None, "a kernel thread has none");
+    fn memory_is_told_in_bytes() {
         let (resident, anonymous) = memory(std::process::id()).unwrap();
         assert!(resident > anonymous && anonymous > 0);
-        assert_eq!(memory(0), None);
+        let machine = memory_of_machine().unwrap();
+        assert!(machine > resident);
+        assert_eq!((memory(0), memory(u32::MAX)), (None, None));
     }
 }

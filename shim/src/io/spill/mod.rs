@@ -4,8 +4,9 @@
 //! for the [`Answer`]. There is one piece at a time; between two the file's state can be written down.
 
 pub mod file;
-pub mod policy;
 pub mod tree;
+
+pub use holdfast_proto::shim_settings as policy;
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};

@@ -1,4 +1,5 @@
-//! How much may be kept for absent readers, where, and what happens at the bound.
+//! How much may be kept for absent readers, where, and what happens at the bound: the settings of every shim, which
+//! `holdfast doctor` reads as they do.
 //!
 //! Said in four places, the strongest first: the container's annotations ([`LIMIT_ANNOTATION`], [`POLICY_ANNOTATION`]), its
 //! runtime options, the settings file (read once, when the shim starts), the defaults. The first two speak of one container,
@@ -8,8 +9,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use holdfast_proto::{record, regular, size};
 use serde::{Deserialize, Serialize};
+
+use crate::{record, regular, size};
 
 /// The annotation with the limit of each of a container's streams, as `64MiB`.
 pub const LIMIT_ANNOTATION: &str = "holdfast.output.spill-limit";
@@ -76,12 +78,19 @@ pub struct OutputSettings {
 
 impl Default for OutputSettings {
     fn default() -> Self {
+        Self::below(&record::state_dir())
+    }
+}
+
+impl OutputSettings {
+    /// The defaults of a shim for which this is the root of what survives a reboot.
+    fn below(state_dir: &Path) -> Self {
         Self {
             spill_limit: 64 << 20,
             policy: Policy::Block,
             spill_total: 4 << 30,
             free_floor_percent: 10,
-            spill_dir: record::state_dir().join(DIRECTORY),
+            spill_dir: state_dir.join(DIRECTORY),
         }
     }
 }
@@ -167,23 +176,33 @@ impl OutputSettings {
     /// # Errors
     /// See [`SettingsError`].
     pub fn load() -> Result<Self, SettingsError> {
+        Self::load_below(&record::state_dir())
+    }
+
+    /// As [`Self::load`], of a shim for which this is the root of what survives a reboot.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn load_below(state_dir: &Path) -> Result<Self, SettingsError> {
+        let default = Self::below(state_dir);
         let named = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         let path = named.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
         match regular::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => Ok(Self::default()),
+            Ok(text) => default.parse(path, &text),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => Ok(default),
             Err(source) => Err(SettingsError::Read(path.to_owned(), source)),
         }
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
+    /// A file over these settings.
+    fn parse(self, path: &Path, text: &str) -> Result<Self, SettingsError> {
         let file: File = toml::from_str(text).map_err(|e: toml::de::Error| {
             let before = e.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();
             let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
             SettingsError::Malformed { path: path.to_owned(), line, message: e.message().replace('\n', ", ") }
         })?;
         let OutputTable { spill_limit, policy, spill_total, free_floor, spill_dir } = file.output;
-        let default = Self::default();
+        let default = self;
         let take = || -> Result<Self, SettingError> {
             Ok(Self {
                 spill_limit: read("spill-limit", spill_limit, size_of, size::FORM)?.unwrap_or(default.spill_limit),
@@ -260,11 +279,24 @@ fn directory_of(value: &toml::Value) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::error::Error;
+
     use super::*;
-    use crate::driver::chain;
 
     fn parse(text: &str) -> Result<OutputSettings, String> {
-        OutputSettings::parse(Path::new("/x/shim.toml"), text).map_err(|e| chain(&e))
+        OutputSettings::default().parse(Path::new("/x/shim.toml"), text).map_err(|e| match e.source() {
+            Some(cause) => format!("{e}: {cause}"),
+            None => e.to_string(),
+        })
+    }
+
+    #[test]
+    fn output_is_kept_below_the_root_of_whoever_asks() {
+        let of_another = OutputSettings::below(Path::new("/other"));
+        assert_eq!(of_another.spill_dir, Path::new("/other/spill"));
+        let text = "[output]\nfree-floor=5";
+        let read = of_another.clone().parse(Path::new("/x/shim.toml"), text).unwrap();
+        assert_eq!(read, OutputSettings { free_floor_percent: 5, ..of_another });
     }
 
     #[test]
@@ -339,7 +371,7 @@ mod tests {
 
     #[test]
     fn the_commented_default_file_names_every_key_with_its_default() {
-        let text = include_str!("../../../../systemd/shim.toml");
+        let text = include_str!("../../systemd/shim.toml");
         assert_eq!(parse(text).unwrap(), OutputSettings::default());
         let lines: Vec<_> = text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect();
         let keys = ["spill-limit", "policy", "spill-total", "free-floor", "spill-dir"];
