@@ -7,9 +7,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use holdfast_tests::Window;
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, until};
-use holdfast_tests::process::ChildProcess;
+use holdfast_tests::gate::ends_later;
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::{ChildProcess, copy_program, is_alive};
+use holdfast_tests::skip::skip;
+use holdfast_tests::{Window, programs, until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -163,7 +165,7 @@ fn who_is_not_root_is_told_so() {
     let host = Holdfastd::start();
     // Where everybody can get at it.
     let copy = host.run_dir().with_file_name("holdfast");
-    holdfast_tests::process::copy_program(host.command("holdfast").get_program().as_ref(), &copy);
+    copy_program(host.command("holdfast").get_program().as_ref(), &copy);
     let mut command = Command::new(copy);
     command.env("HOLDFAST_RUN_DIR", host.run_dir()).arg("ps").uid(65534).gid(65534).stdin(Stdio::null());
     let said = Said::from(command.output().unwrap());
@@ -568,13 +570,12 @@ fn the_terminal_is_restored_on_every_way_out() {
 #[test]
 fn what_is_paused_stands_still_until_it_is_unpaused() {
     let host = Holdfastd::start();
-    let rootfs = host.rootfs();
-    host.run("web", "while ! [ -e /go ]; do sleep 0.02; done; exit 5");
+    host.run("web", &ends_later(5));
     host.holdfast(&["pause", "web"]).ok();
     assert_eq!(host.inspect("web")["status"], "paused");
     let frozen = host.holdfast(&["ps", "-q", "--filter", "status=paused"]).ok();
     assert_eq!(frozen, host.inspect("web")["id"].as_str().unwrap()[..12]);
-    fs::write(Path::new(&rootfs).join("go"), "").unwrap();
+    host.open_gate("go");
     assert_eq!(host.inspect("web")["status"], "paused");
     host.holdfast(&["unpause", "web"]).ok();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 5);

@@ -13,7 +13,7 @@ use holdfast_tests::container::Container;
 use holdfast_tests::containerd::Events;
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
-use holdfast_tests::{eventually, process};
+use holdfast_tests::{eventually, gate, process};
 
 matrix!(
     exits_and_lack_of_memory_are_told_in_order_when_containerd_is_back,
@@ -58,7 +58,7 @@ impl InItsPlace {
 /// A container that may have 32 MiB, with execs that go on when files come into being: `e1` to exit with 9, `e2` to lack
 /// memory, and init to exit with 7.
 fn with_two_execs<'a>(real: &'a Real<'_>) -> (Container<'a>, [u32; 3]) {
-    let gated = |gate: &str, then: &str| format!("while [ ! -e /{gate} ]; do /bin/sleep 0.02; done; {then}");
+    let gated = |gate: &str, then: &str| format!("{}; {then}", gate::wait_at(gate));
     let container = real.container();
     let output = container.run(&["--detach", "--memory-limit", "33554432"], &gated("init", "exit 7"));
     assert!(output.status.success(), "{}", real.containerd.complain(&output));
@@ -85,8 +85,8 @@ fn with_two_execs<'a>(real: &'a Real<'_>) -> (Container<'a>, [u32; 3]) {
 /// Lets them end, one after the other.
 fn let_end(real: &Real<'_>, pids: [u32; 3]) {
     for (gate, pid) in ["e1", "e2", "init"].into_iter().zip(pids) {
-        fs::write(real.containerd.rootfs().join(gate), "").unwrap();
-        eventually("it should end", || if process::is_alive(pid) { Err(process::describe(pid)) } else { Ok(()) });
+        gate::open(real.containerd.rootfs(), gate);
+        process::until_gone(pid);
     }
 }
 

@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use holdfast_tests::holdfastd::{Holdfastd, until};
+use holdfast_tests::holdfastd::Holdfastd;
+use holdfast_tests::process::Stopped;
 use holdfast_tests::stdio::Reader;
-use holdfast_tests::{FakeWorld, Shim, Stdio};
-use nix::sys::signal::Signal;
+use holdfast_tests::{FakeWorld, Shim, Stdio, until};
 use serde_json::{Value, json};
 
 /// A containerd's container in holdfastd's run directory; it has printed 4 MB that nobody reads, and ended.

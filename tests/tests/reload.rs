@@ -1,7 +1,9 @@
 //! Ring 3: settings by file and flags, read at start, on SIGHUP and by `holdfast reload`.
 #![allow(clippy::unwrap_used)]
 
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, until};
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::is_alive;
+use holdfast_tests::until;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

@@ -2,20 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use holdfast_proto::record::Record;
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, kill_hard, until};
+use holdfast_tests::gate::{ends_later, wait_at};
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::{is_alive, kill_hard};
+use holdfast_tests::until;
 
 /// Counts from 1, ten times a second; exits with 143 on SIGTERM, as a well-behaved first process does.
 const COUNTER: &str = "trap 'exit 143' TERM; i=1; while :; do echo $i; i=$((i+1)); sleep 0.1 & wait $!; done";
-
-/// Ends with the given status half a second after it is told to by the file `/go` (a sleeping first process would not be
-/// woken by anything else).
-fn ends_later(status: u32) -> String {
-    format!("while ! [ -e /go ]; do sleep 0.05; done; exit {status}")
-}
 
 fn numbers(text: &str) -> Vec<u64> {
     text.lines().map(|l| l.trim().parse().unwrap_or_else(|_| panic!("{l:?} is no number"))).collect()
@@ -106,7 +103,7 @@ fn exit_statuses_are_true_for_those_that_ended_while_the_supervisor_was_away() {
     }
     let pids: Vec<u32> = statuses.iter().map(|s| host.pid(&format!("e{s}"), "pid")).collect();
     host.kill();
-    std::fs::write(std::path::Path::new(&host.rootfs()).join("go"), "").unwrap();
+    host.open_gate("go");
     until("all have ended", || pids.iter().all(|p| !is_alive(*p)).then_some(()));
     host.restart();
     for status in statuses {
@@ -120,13 +117,10 @@ fn exit_statuses_are_true_for_those_that_ended_while_the_supervisor_was_away() {
 #[test]
 fn a_restart_policy_is_applied_to_what_ended_while_away() {
     let mut host = Holdfastd::start();
-    let rootfs = host.rootfs();
-    let script = format!("echo 1; {}", ends_later(3));
-    let args = ["run", "-d", "--name", "web", "--restart", "on-failure:1", "--rootfs", &rootfs, "--", "/bin/sh", "-c"];
-    host.holdfast(&[&args[..], &[&script]].concat()).ok();
+    host.run_with("web", &["--restart", "on-failure:1"], &format!("echo 1; {}", ends_later(3)));
     let pid = host.pid("web", "pid");
     host.kill();
-    std::fs::write(std::path::Path::new(&rootfs).join("go"), "").unwrap();
+    host.open_gate("go");
     until("it has ended", || (!is_alive(pid)).then_some(()));
     host.restart();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 3);
@@ -218,7 +212,7 @@ fn a_dead_shims_container_goes_on_and_its_true_status_is_told() {
     let told = |host: &Holdfastd| host.inspect("web")["reason"].as_str().is_some_and(|r| r.contains("shim is dead"));
     until("the death is noticed", || told(&host).then_some(()));
     assert!(is_alive(host.pid("web", "pid")), "nobody kills it for its shim's death");
-    std::fs::write(std::path::Path::new(&host.rootfs()).join("go"), "").unwrap();
+    host.open_gate("go");
     assert_eq!(host.holdfast(&["wait", "web"]).code, 5);
     host.holdfast(&["rm", "web"]).ok();
     assert_eq!(host.left_over(), Vec::<String>::new());
@@ -325,10 +319,6 @@ impl Drop for Listener {
     }
 }
 
-fn open_the_gate(host: &Holdfastd) {
-    std::fs::write(PathBuf::from(host.rootfs()).join("go"), "").unwrap();
-}
-
 #[test]
 fn events_are_complete_across_restarts_of_the_supervisor() {
     let mut host = Holdfastd::start();
@@ -337,7 +327,7 @@ fn events_are_complete_across_restarts_of_the_supervisor() {
     assert_eq!(listener.up_to("start"), ["create", "start"]);
     let pid = host.pid("web", "pid");
     host.kill();
-    open_the_gate(&host);
+    host.open_gate("go");
     until("it ends", || (!is_alive(pid)).then_some(()));
     host.restart();
     let mut heard = listener.up_to("delete");
@@ -360,7 +350,7 @@ fn what_a_shim_could_not_tell_before_it_was_killed_is_told_by_the_next_superviso
     Listener::start(&host, &["--since", "1h"]).up_to("start");
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
     host.kill();
-    open_the_gate(&host);
+    host.open_gate("go");
     until("it ends", || (!is_alive(pid)).then_some(()));
     let waiting = || left_events(&host.run_dir());
     until("its exit waits", || waiting().then_some(()));
@@ -383,10 +373,8 @@ fn left_events(run_dir: &Path) -> bool {
 
 /// Starts a container that lacks memory once the gate is open; its pid.
 fn run_greedy(host: &Holdfastd) -> u32 {
-    let script = "while ! [ -e /go ]; do sleep 0.05; done; exec /bin/busybox tail /dev/zero";
-    let rootfs = host.rootfs();
-    let run = ["run", "-d", "--memory", "16m", "--name", "web", "--rootfs", &rootfs, "--", "/bin/sh", "-c", script];
-    host.holdfast(&run).ok();
+    let script = format!("{}; exec /bin/busybox tail /dev/zero", wait_at("go"));
+    host.run_with("web", &["--memory", "16m"], &script);
     host.pid("web", "pid")
 }
 
@@ -395,7 +383,7 @@ fn want_of_memory_is_the_reason_of_an_exit_also_when_the_supervisor_was_away() {
     let mut host = Holdfastd::start();
     let pid = run_greedy(&host);
     host.kill();
-    open_the_gate(&host);
+    host.open_gate("go");
     until("it ends", || (!is_alive(pid)).then_some(()));
     host.restart();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 137);
@@ -413,7 +401,7 @@ fn want_of_memory_is_the_reason_of_an_exit_also_when_everyone_has_died_since() {
     let shim = host.pid("web", "shim_pid");
     Listener::start(&host, &["--since", "1h"]).up_to("start");
     host.kill();
-    open_the_gate(&host);
+    host.open_gate("go");
     until("it ends", || (!is_alive(pid)).then_some(()));
     until("its exit is in the record", || recorded_exit(&host.run_dir()).then_some(()));
     kill_hard(shim);
