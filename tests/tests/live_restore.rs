@@ -36,8 +36,17 @@ fn reconfigure(host: &mut Holdfastd, settings: &str) {
     host.restart();
 }
 
-fn client(host: &Holdfastd, args: &[&str]) -> Child {
-    host.command("holdfast").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+fn client(host: &Holdfastd, args: &[&str]) -> ChildProcess {
+    ChildProcess::spawn(host.command("holdfast").args(args).stdin(Stdio::null()).stdout(Stdio::piped()))
+}
+
+/// How many connections the supervisor has accepted that are open still.
+fn connections(host: &Holdfastd) -> usize {
+    let socket = host.run_dir().join("holdfastd.sock").display().to_string();
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // Those that nobody has accepted are in another state than 03.
+    let accepted = |fields: &Vec<&str>| fields.get(5) == Some(&"03") && fields.get(7) == Some(&socket.as_str());
+    all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(accepted).count()
 }
 
 /// Bundles, records and sockets: what only lives as long as a shim.
@@ -68,26 +77,31 @@ fn line_of(host: &Holdfastd, name: &str) -> String {
 #[test]
 fn with_live_restore_it_leaves_at_once_though_clients_are_attached() {
     let mut host = Holdfastd::start();
-    up(&host, "web", &[], POLITE);
+    reconfigure(&mut host, "live-restore = true\nshutdown-timeout = \"1h\"\n");
+    up(&host, "web", &["--stop-timeout", "3600"], DEAF);
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
-    let attached = client(&host, &["attach", "--no-stdin", "web"]);
-    let wait = client(&host, &["wait", "web"]);
+    let mut exec =
+        client(&host, &["exec", "web", "/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]);
+    // Those that stay until the container ends, and print when they are there; and one that prints nothing.
+    let attach = client(&host, &["attach", "--no-stdin", "web"]);
     let follow = client(&host, &["logs", "-f", "web"]);
-    let mut exec = client(&host, &["exec", "web", "/bin/sh", "-c", "echo in; exec sleep 1000"]);
+    let wait = client(&host, &["wait", "web"]);
     let mut line = String::new();
-    BufReader::new(exec.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "in\n");
-    host.signal(Signal::SIGTERM);
-    assert_eq!(host.ended(), Some(0));
+    BufReader::new(exec.child().stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let mut clients = [exec, attach, follow, wait];
+    until("all clients are served", || (connections(&host) >= clients.len()).then_some(()));
+    let stopped: Vec<Stopped> = clients.iter().map(|client| Stopped::new(client.pid())).collect();
+    assert_eq!(host.terminate(), Some(0));
     assert!(is_alive(pid) && is_alive(shim), "nobody is stopped");
+    assert!(clients.iter().all(ChildProcess::is_alive), "no client has gone before it");
     assert!(!host.said_by_supervisor().contains("stopping all containers"));
     host.restart();
     assert_eq!(host.class("web"), "reattached");
-    host.holdfast(&["stop", "web"]).ok();
-    assert_eq!(Said::from(wait.wait_with_output().unwrap()).code, 143);
-    assert_eq!(Said::from(attached.wait_with_output().unwrap()).code, 143);
-    Said::from(follow.wait_with_output().unwrap()).ok();
-    exec.wait().unwrap();
+    drop(stopped);
+    host.holdfast(&["kill", "web"]).ok();
+    let codes = clients.each_mut().map(|client| client.wait().code());
+    assert_eq!(codes, [Some(137), Some(137), Some(0), Some(137)], "they have gone on");
 }
 
 #[test]
@@ -174,7 +188,7 @@ fn a_second_sigterm_kills_and_a_third_does_not_wait() {
     up(&host, "wedged", &["--stop-timeout", "3600"], DEAF);
     let (pid, shim) = (host.pid("wedged", "pid"), host.pid("wedged", "shim_pid"));
     // A shim that does not answer holds up what the second signal asks for.
-    let _stopped = Stopped::new(shim);
+    let stopped = Stopped::new(shim);
     host.signal(Signal::SIGTERM);
     host.until_status("wedged", "stopping");
     host.signal(Signal::SIGTERM);
@@ -201,7 +215,7 @@ fn a_wedged_shim_does_not_outlive_the_shutdown() {
     let mut host = without_live_restore("shutdown-timeout = \"1s\"\n");
     up(&host, "wedged", &[], POLITE);
     let (pid, shim) = (host.pid("wedged", "pid"), host.pid("wedged", "shim_pid"));
-    let stopped = Stopped::new(shim);
+    let _stopped = Stopped::new(shim);
     assert_eq!(host.terminate(), Some(0));
     assert!(!is_alive(pid) && !is_alive(shim));
     assert_eq!(traces(&host), Vec::<String>::new());
