@@ -159,6 +159,33 @@ fn logs_that_are_followed_lose_and_repeat_nothing() {
     assert_all(&text, FOUR_MB);
 }
 
+/// More than a client's FIFO holds, less than the pipe before it: who prints so many can end without its client.
+const LINES: usize = 100_000;
+
+/// They are in the log, and what a client had not taken is kept for it.
+#[test]
+fn last_words_while_the_supervisor_is_away_are_kept() {
+    let mut host = Holdfastd::start();
+    let script = format!("{}; {}; exit 5", wait_at("go"), seq(0, LINES - 1));
+    host.run("logged", &script);
+    let client = Client::run(&host, &["--name", "attached"], &script);
+    until("it runs", || (host.holdfast(&["inspect", "attached"]).code == 0).then_some(()));
+    host.until_status("attached", "running");
+    let pids = ["logged", "attached"].map(|name| host.pid(name, "pid"));
+    let stopped = Stopped::new(client.0.id());
+    host.kill();
+    host.open_gate("go");
+    for pid in pids {
+        until_gone(pid);
+    }
+    host.restart();
+    assert_all((host.holdfast(&["logs", "logged"]).ok() + "\n").as_bytes(), LINES);
+    drop(stopped);
+    let said = client.said();
+    assert_eq!(said.code, 5, "{}", said.err);
+    assert_all(said.out.as_bytes(), LINES);
+}
+
 #[test]
 fn everyone_who_waits_hears_the_true_status_of_what_ended_while_the_supervisor_was_away() {
     let mut host = Holdfastd::start();
@@ -254,9 +281,7 @@ fn a_slow_client_gets_all_of_an_exec_that_has_ended_long_ago() {
     // A shim that is told to delete an exec waits this long for its reader.
     host.restart_with(&[("HOLDFAST_DRAIN_TIMEOUT_MS", "1")]);
     host.run("web", "exec sleep 1000");
-    // More than the client's FIFO holds, less than the pipe before it: the exec can end without its client.
-    const LINES: usize = 100_000;
-    let script = format!("{}; {}; {}; exit 7", seq(0, 9), pass("go"), seq(10, LINES - 1));
+    let script = format!("{}; {}; {}; exit 7", seq(0, 9), wait_at("go"), seq(10, LINES - 1));
     let mut client = Client::start(&host, &["exec", "web", "/bin/sh", "-c", &script]);
     let (mut out, mut text) = client.lines(10);
     client.signal(Signal::SIGSTOP);
