@@ -200,7 +200,12 @@ fn check_exposition(text: &str) {
 fn metrics_are_served_on_a_unix_socket() {
     let mut host = Holdfastd::start();
     host.run("web", IDLE);
-    let path = host.run_dir().join("metrics.sock");
+    // As tmpfiles.d makes it: what is made in it belongs to its group.
+    let dir = host.run_dir().with_file_name("metrics");
+    fs::create_dir(&dir).unwrap();
+    chown(&dir, None, Some(GROUP)).unwrap();
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o2750)).unwrap();
+    let path = dir.join("metrics.sock");
     let listen = format!("unix://{}", path.display());
     restart_with_flags(&mut host, &["--metrics-listen", &listen, "--metrics-interval", "100ms"]);
     let scrape = || exchange(until("the socket is served", || UnixStream::connect(&path).ok()), SCRAPE);
@@ -220,9 +225,13 @@ fn metrics_are_served_on_a_unix_socket() {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")).unwrap();
     let ratio = memory("resident") / (resident.parse::<f64>().unwrap() * 1024.0);
     assert!(ratio > 0.5 && ratio < 2.0, "{ratio}");
-    // For root alone, as everything else.
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
-    assert_eq!(mode & 0o777, 0o600);
+    // For root and the directory's group.
+    let socket = fs::metadata(&path).unwrap();
+    assert_eq!((socket.mode() & 0o777, socket.uid(), socket.gid()), (0o660, 0, GROUP));
+    let connect =
+        |uid, gid| sys::as_user(uid, gid, || UnixStream::connect(&path).map(drop).map_err(|e| e.kind())).unwrap();
+    assert_eq!(connect(65534, GROUP), Ok(()));
+    assert_eq!(connect(65534, 65534), Err(ErrorKind::PermissionDenied));
 
     // What happens shows without anybody asking for it.
     host.holdfast(&["kill", "web"]).ok();
