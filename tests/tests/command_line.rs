@@ -653,3 +653,72 @@ fn shells_complete_commands_and_the_names_of_containers() {
         host.holdfast(&["completions", "fish"]).ok().contains("complete --keep-order --exclusive --command holdfast")
     );
 }
+
+/// A shell that is installed, or that somebody has put beside the peers; with the skip noted where there is none.
+fn shell(name: &str) -> Option<Command> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).chain([programs::peers_dir()]).map(|dir| dir.join(name));
+    let found = places.find(|program| program.is_file());
+    if found.is_none() {
+        skip(&format!("{name} is not installed"));
+    }
+    found.map(Command::new)
+}
+
+/// What a shell completes these words to, by a script that gets the directory of our program, that of zsh's functions and
+/// the words.
+fn completed(host: &Holdfastd, name: &str, script: &str, words: &[&str]) -> Option<Vec<String>> {
+    let mut command = shell(name)?;
+    let functions = host.run_dir().with_file_name("functions");
+    fs::create_dir_all(&functions).unwrap();
+    fs::write(functions.join("_holdfast"), host.holdfast(&["completions", "zsh"]).ok()).unwrap();
+    let program = host.command("holdfast").get_program().to_owned();
+    // Nobody's settings; and what zsh is given first is its name.
+    let flags: &[&str] = if name == "zsh" { &["-f", "-c", script, name] } else { &["--no-config", "-c", script] };
+    command.args(flags).arg(Path::new(&program).parent().unwrap()).arg(&functions).args(words);
+    // fish keeps a history there.
+    command.env("HOLDFAST_RUN_DIR", host.run_dir()).env("HOME", &functions).stdin(Stdio::null());
+    let said = Said::from(command.output().unwrap());
+    assert_eq!(said.err, "", "{said:?}");
+    Some(said.ok().lines().map(str::to_owned).collect())
+}
+
+/// As compinit has it: the script is a file in fpath, loaded by the first call, which is to complete at once. What it needs
+/// of zsh's own functions prints here.
+const ZSH: &str = r#"
+    PATH=$1:$PATH fpath=($2) words=(holdfast "${@:3}") CURRENT=$(($# - 1))
+    compdef() { :; }
+    _describe() { print -rl -- "${(@P)3}"; }
+    autoload -Uz _holdfast
+    _holdfast
+"#;
+
+const FISH: &str = r#"
+    set -x PATH $argv[1] $PATH
+    holdfast completions fish | source
+    complete -C "holdfast $argv[3..]"
+"#;
+
+fn check_completions(shell: &str, script: &str) {
+    let host = Holdfastd::start();
+    host.run("web-front", "sleep 1000");
+    let Some(commands) = completed(&host, shell, script, &["st"]) else { return };
+    let names = |list: &[String]| -> Vec<String> {
+        list.iter().map(|line| line.split([':', '\t']).next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&commands), ["start", "stop", "stats"]);
+    assert!(commands[0].ends_with("Start containers that were made or have ended"), "{commands:?}");
+    let of = |words: &[&str]| names(&completed(&host, shell, script, words).unwrap());
+    assert_eq!(of(&["run", "--detach"]), ["--detach", "--detach-keys"]);
+    assert_eq!(of(&["exec", "web"]), ["web-front"]);
+}
+
+#[test]
+fn zsh_completes_commands_options_and_containers() {
+    check_completions("zsh", ZSH);
+}
+
+#[test]
+fn fish_completes_commands_options_and_containers() {
+    check_completions("fish", FISH);
+}
