@@ -199,7 +199,7 @@ fn everyone_who_waits_hears_the_true_status_of_what_ended_while_the_supervisor_w
     let exec_pid = u32::try_from(execs(&host, "web")[0]["pid"].as_u64().unwrap()).unwrap();
     host.kill();
     host.open_gate("exec-go");
-    until("the exec has ended", || (!is_alive(exec_pid)).then_some(()));
+    until_gone(exec_pid);
     host.open_gate("go");
     until("all have ended", || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
     // Nobody who waits is there when the supervisor finds out, removes the one container, and dies again.

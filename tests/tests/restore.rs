@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use holdfast_proto::record::Record;
 use holdfast_tests::gate::ends_later;
 use holdfast_tests::holdfastd::{Holdfastd, Said};
-use holdfast_tests::process::{ChildProcess, Stopped, copy_program, is_alive, kill_hard};
+use holdfast_tests::process::{ChildProcess, Stopped, copy_program, is_alive, kill_hard, until_gone};
 use holdfast_tests::{FakeWorld, stdio::Stdio as Streams, until};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
@@ -177,7 +177,7 @@ fn a_wedged_shim_delays_nobody_and_nothing_is_lost_when_it_comes_back() {
     assert!(rm.code == 125 && rm.err.contains("unresponsive"), "{rm:?}");
     let wait = client(&host, &["wait", "wedged"]);
     host.open_gate("go");
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     assert_eq!(host.status("wedged"), "unresponsive", "nobody can know its status yet");
     drop(full);
     drop(stopped);
@@ -416,7 +416,7 @@ fn an_unreadable_record_is_made_up_for_by_a_shim_that_answers_and_kept_otherwise
     // Only who insists.
     assert_eq!(host.holdfast(&["rm", "dead"]).code, 125);
     host.holdfast(&["rm", "-f", "alive", "dead"]).ok();
-    until("its process is killed", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     assert_eq!(host.left_over(), Vec::<String>::new());
 }
 

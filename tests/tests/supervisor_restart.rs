@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use holdfast_proto::record::Record;
 use holdfast_tests::gate::{ends_later, wait_at};
 use holdfast_tests::holdfastd::{Holdfastd, Said};
-use holdfast_tests::process::{is_alive, kill_hard};
+use holdfast_tests::process::{is_alive, kill_hard, until_gone};
 use holdfast_tests::until;
 
 /// Counts from 1, ten times a second; exits with 143 on SIGTERM, as a well-behaved first process does.
@@ -121,7 +121,7 @@ fn a_restart_policy_is_applied_to_what_ended_while_away() {
     let pid = host.pid("web", "pid");
     host.kill();
     host.open_gate("go");
-    until("it has ended", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     host.restart();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 3);
     assert_eq!(host.inspect("web")["restarts"], 1);
@@ -328,7 +328,7 @@ fn events_are_complete_across_restarts_of_the_supervisor() {
     let pid = host.pid("web", "pid");
     host.kill();
     host.open_gate("go");
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     host.restart();
     let mut heard = listener.up_to("delete");
     heard.retain(|kind| kind != "reattach");
@@ -351,7 +351,7 @@ fn what_a_shim_could_not_tell_before_it_was_killed_is_told_by_the_next_superviso
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
     host.kill();
     host.open_gate("go");
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     let waiting = || left_events(&host.run_dir());
     until("its exit waits", || waiting().then_some(()));
     kill_hard(shim);
@@ -384,7 +384,7 @@ fn want_of_memory_is_the_reason_of_an_exit_also_when_the_supervisor_was_away() {
     let pid = run_greedy(&host);
     host.kill();
     host.open_gate("go");
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     host.restart();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 137);
     assert_eq!(host.inspect("web")["reason"], "killed for want of memory");
@@ -402,7 +402,7 @@ fn want_of_memory_is_the_reason_of_an_exit_also_when_everyone_has_died_since() {
     Listener::start(&host, &["--since", "1h"]).up_to("start");
     host.kill();
     host.open_gate("go");
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     until("its exit is in the record", || recorded_exit(&host.run_dir()).then_some(()));
     kill_hard(shim);
     host.restart();
