@@ -4,24 +4,23 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 
 use holdfast_tests::gate::wait_at;
 use holdfast_tests::holdfastd::{Holdfastd, Said};
 use holdfast_tests::numbered::{FOUR_MB, assert_all};
-use holdfast_tests::process::{Stopped, is_alive, until_gone};
+use holdfast_tests::process::{ChildProcess, Stopped, is_alive, until_gone};
 use holdfast_tests::{Window, until};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-/// A client under way; killed if the test ends before it.
-struct Client(Child);
+/// A client under way.
+struct Client(ChildProcess);
 
 impl Client {
     fn start(host: &Holdfastd, args: &[&str]) -> Self {
         let mut command = host.command("holdfast");
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self(command.spawn().unwrap())
+        Self(ChildProcess::spawn(&mut command))
     }
 
     /// Runs a script in the foreground.
@@ -31,17 +30,17 @@ impl Client {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+        self.0.signal(signal);
     }
 
     /// The first so many lines.
     fn lines(&mut self, count: usize) -> (BufReader<std::process::ChildStdout>, Vec<u8>) {
-        let mut out = BufReader::new(self.0.stdout.take().unwrap());
+        let mut out = BufReader::new(self.0.child().stdout.take().unwrap());
         let mut text = Vec::new();
         for _ in 0..count {
             if out.read_until(b'\n', &mut text).unwrap() == 0 {
                 let mut err = String::new();
-                self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+                self.0.child().stderr.take().unwrap().read_to_string(&mut err).unwrap();
                 panic!("it ends after {} bytes: {err}", text.len());
             }
         }
@@ -50,14 +49,14 @@ impl Client {
 
     fn ended(mut self) -> (ExitStatus, String) {
         let mut err = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-        (self.0.wait().unwrap(), err)
+        self.0.child().stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        (self.0.wait(), err)
     }
 
     /// As [`Client::ended`], of one that gets the signal again and again.
     fn ended_by_all(mut self, signal: Signal) -> (ExitStatus, String) {
         until("a client that is asked more than once ends", || {
-            let ended = self.0.try_wait().unwrap();
+            let ended = self.0.child().try_wait().unwrap();
             if ended.is_none() {
                 self.signal(signal);
             }
@@ -69,16 +68,9 @@ impl Client {
     /// Its exit code and what it printed.
     fn said(mut self) -> Said {
         let (mut out, mut err) = (String::new(), String::new());
-        self.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-        Said { code: self.0.wait().unwrap().code().unwrap_or(-1), out, err }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.0.child().stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        self.0.child().stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        Said { code: self.0.wait().code().unwrap_or(-1), out, err }
     }
 }
 
@@ -172,7 +164,7 @@ fn last_words_while_the_supervisor_is_away_are_kept() {
     until("it runs", || (host.holdfast(&["inspect", "attached"]).code == 0).then_some(()));
     host.until_status("attached", "running");
     let pids = ["logged", "attached"].map(|name| host.pid(name, "pid"));
-    let stopped = Stopped::new(client.0.id());
+    let stopped = Stopped::new(client.0.pid());
     host.kill();
     host.open_gate("go");
     for pid in pids {
@@ -261,6 +253,8 @@ fn execs_keep_their_id_and_code_for_whoever_asks_later() {
     let waiting = Client::start(&host, &["wait", "web", "--exec", &lasting]);
     host.holdfast(&["kill", "web"]).ok();
     assert_eq!(waiting.said().code, 137, "it ended with its container");
+    // Whose end is told after those of its execs.
+    assert_eq!(host.holdfast(&["wait", "web"]).code, 137);
     host.holdfast(&["rm", "web"]).ok();
     let unknown = host.holdfast(&["wait", "web", "--exec", "nonesuch"]);
     assert_eq!(unknown.code, 125);
@@ -326,9 +320,13 @@ fn each_event_is_told_once_and_in_order_however_often_the_supervisor_dies() {
             }
         }
     };
-    assert_eq!(told(&mut BufReader::new(client.0.stdout.take().unwrap())), sent, "as they happened");
+    assert_eq!(told(&mut BufReader::new(client.0.child().stdout.take().unwrap())), sent, "as they happened");
     let mut later = Client::start(&host, &["--json", "events", "--since", "1h"]);
-    assert_eq!(told(&mut BufReader::new(later.0.stdout.take().unwrap())), sent, "and again for who comes later");
+    assert_eq!(
+        told(&mut BufReader::new(later.0.child().stdout.take().unwrap())),
+        sent,
+        "and again for who comes later"
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -183,32 +184,20 @@ fn a_wedged_shim_delays_nobody_and_nothing_is_lost_when_it_comes_back() {
     drop(stopped);
     assert_eq!(said(wait).code, 7);
     assert_eq!(host.class("wedged"), "exited-while-away", "the report follows");
-    let events = host.command("holdfast").args(["--json", "events", "--since", "1h"]).stdout(Stdio::piped()).spawn();
-    let mut events = ChildOfTest(events.unwrap());
-    events.up_to(|event| event["kind"] == "exit" && event["exit_status"] == 7);
+    let mut events = host.command("holdfast");
+    events.args(["--json", "events", "--since", "1h"]).stdout(Stdio::piped());
+    let mut events = ChildProcess::spawn(&mut events);
+    read_up_to(&mut events, |event| event["kind"] == "exit" && event["exit_status"] == 7);
     host.holdfast(&["rm", "wedged"]).ok();
     host.holdfast(&["rm", "-f", "a", "b", "c", "d"]).ok();
     assert_eq!(host.left_over(), Vec::<String>::new());
 }
 
-/// A client whose output is read line by line; killed when dropped.
-struct ChildOfTest(Child);
-
-impl ChildOfTest {
-    /// Reads events up to one of which `is` is true.
-    fn up_to(&mut self, is: impl Fn(&serde_json::Value) -> bool) {
-        use std::io::BufRead;
-        let lines = std::io::BufReader::new(self.0.stdout.take().unwrap()).lines();
-        let mut events = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap());
-        assert!(events.any(|event| is(&event)), "the stream ended without it");
-    }
-}
-
-impl Drop for ChildOfTest {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Reads a client's events up to one of which `is` is true.
+fn read_up_to(events: &mut ChildProcess, is: impl Fn(&serde_json::Value) -> bool) {
+    let lines = BufReader::new(events.child().stdout.take().unwrap()).lines();
+    let mut events = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+    assert!(events.any(|event| is(&event)), "the stream ended without it");
 }
 
 #[test]

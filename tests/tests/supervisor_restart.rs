@@ -3,12 +3,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use holdfast_proto::record::Record;
 use holdfast_tests::gate::{ends_later, wait_at};
 use holdfast_tests::holdfastd::{Holdfastd, Said};
-use holdfast_tests::process::{is_alive, kill_hard, until_gone};
+use holdfast_tests::process::{ChildProcess, is_alive, kill_hard, until_gone};
 use holdfast_tests::until;
 
 /// Counts from 1, ten times a second; exits with 143 on SIGTERM, as a well-behaved first process does.
@@ -286,15 +286,19 @@ fn a_second_supervisor_in_the_same_directory_is_refused() {
 }
 
 /// A `holdfast events` that goes on; what it has shown of a container, in short.
-struct Listener(Child, BufReader<std::process::ChildStdout>);
+struct Listener {
+    /// For its end alone.
+    _client: ChildProcess,
+    lines: BufReader<std::process::ChildStdout>,
+}
 
 impl Listener {
     fn start(host: &Holdfastd, args: &[&str]) -> Self {
         let mut command = host.command("holdfast");
         command.args(["--json", "events"]).args(args).stdin(Stdio::null());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Self(child, lines)
+        let mut child = ChildProcess::spawn(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+        let lines = BufReader::new(child.child().stdout.take().unwrap());
+        Self { _client: child, lines }
     }
 
     /// The next events up to one of this kind.
@@ -302,20 +306,13 @@ impl Listener {
         let mut kinds = Vec::new();
         loop {
             let mut line = String::new();
-            assert!(self.1.read_line(&mut line).unwrap() > 0, "no {kind} after {kinds:?}");
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "no {kind} after {kinds:?}");
             let event: serde_json::Value = serde_json::from_str(&line).unwrap();
             kinds.push(event["kind"].as_str().unwrap().to_owned());
             if kinds.last().unwrap() == kind {
                 return kinds;
             }
         }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
