@@ -196,11 +196,11 @@ fn everyone_who_waits_hears_the_true_status_of_what_ended_while_the_supervisor_w
     until("all have ended", || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
     // Nobody who waits is there when the supervisor finds out, removes the one container, and dies again.
     let clients: Vec<&Client> = waits.iter().chain([&rm, &exec]).collect();
-    clients.iter().for_each(|client| client.signal(Signal::SIGSTOP));
+    let stopped: Vec<Stopped> = clients.iter().map(|client| Stopped::new(client.0.pid())).collect();
     host.restart();
     until("it is removed", || (host.holdfast(&["inspect", "once"]).code != 0).then_some(()));
     away_and_back(&mut host);
-    clients.iter().for_each(|client| client.signal(Signal::SIGCONT));
+    drop(stopped);
     for wait in waits {
         assert_eq!(wait.said().code, 5);
     }
@@ -278,14 +278,14 @@ fn a_slow_client_gets_all_of_an_exec_that_has_ended_long_ago() {
     let script = format!("{}; {}; {}; exit 7", seq(0, 9), wait_at("go"), seq(10, LINES - 1));
     let mut client = Client::start(&host, &["exec", "web", "/bin/sh", "-c", &script]);
     let (mut out, mut text) = client.lines(10);
-    client.signal(Signal::SIGSTOP);
+    let stopped = Stopped::new(client.0.pid());
     host.open_gate("go");
     until("the exec is over", || execs(&host, "web").iter().any(|exec| exec["exit_status"] == 7).then_some(()));
     // Much happens before it takes the rest.
     for _ in 0..30 {
         host.holdfast(&["exec", "web", "/bin/sleep", "0"]).ok();
     }
-    client.signal(Signal::SIGCONT);
+    drop(stopped);
     out.read_to_end(&mut text).unwrap();
     assert_eq!(client.ended().0.code(), Some(7));
     assert_all(&text, LINES);

@@ -318,7 +318,7 @@ fn the_machines_shutdown_ends_all_without_a_supervisor_too() {
 fn the_machines_shutdown_does_not_wait_for_a_wedged_supervisor() {
     let mut host = Holdfastd::start();
     let pids = two_to_stop(&host);
-    host.signal(Signal::SIGSTOP);
+    let _stopped = Stopped::new(host.daemon_pid());
     let said = host.holdfast(&["stop", "--all", "--shutdown"]);
     assert!(said.err.contains("does not answer"), "{said:?}");
     host.kill();
