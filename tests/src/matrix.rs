@@ -1,9 +1,10 @@
 //! The matrix: each behaviour under each containerd, with each OCI runtime.
 //!
-//! A behaviour is a function that gets a fresh containerd with an OCI runtime chosen, and asserts. [`matrix!`] makes one
-//! test of it for each cell, as `v1_7::runc::a_killed_container_tells_137`, and [`run`] notes how each ended. From the notes
-//! of a full run the program `src/bin/matrix.rs` makes the table that `make test` and `make test-vm` print. `make matrix`
-//! puts it into README.md: `make test`'s, with what this machine had to skip taken from the other.
+//! A behaviour is a function that gets a fresh containerd with an OCI runtime chosen, and asserts.
+//! [`matrix!`](crate::matrix!) makes one test of it for each cell, as `v1_7::runc::a_killed_container_tells_137`, and [`run`]
+//! notes how each ended. From the notes of a full run the program `src/bin/matrix.rs` makes the table that `make test` and
+//! `make test-vm` print. `make matrix` puts it into README.md: `make test`'s, with what this machine had to skip taken from
+//! the other.
 //!
 //! To add a behaviour, write the function and add its name to the file's `matrix!`:
 //!
