@@ -92,7 +92,7 @@ check: sysroot
 test: build peers
 	@tests/run.sh
 
-## test-vm: what needs a machine with systemd and cgroup v2, in an emulated one that is made for it; needs root
+## test-vm: what needs systemd and cgroup v2: in namespaces of this machine, then in an emulated one; needs root
 test-vm: build peers
 	@tests/vm/run.sh
 

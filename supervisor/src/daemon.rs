@@ -28,9 +28,10 @@ use crate::attach::{self, Watched};
 use crate::client::{self, CallError, ShimClient, now_unix_ns};
 use crate::config::{ConfigError, Flags, Refused, Reloaded, Settings};
 use crate::container::{OUT_OF_MEMORY, Outcome};
-use crate::endings::{Ending, Endings};
+use crate::endings::{self, Ending};
 use crate::events::{EventLog, EventSink};
 use crate::launch::{Following, Launcher};
+use crate::line_file::LineFile;
 use crate::logging::LogLevel;
 use crate::notify::{self, Watchdog};
 use crate::paths::Paths;
@@ -120,7 +121,7 @@ struct Daemon {
     replies: HashMap<ReplyTo, oneshot::Sender<Result<Answer, Refusal>>>,
     last_reply: ReplyTo,
     events: EventLog,
-    endings: Endings,
+    endings: LineFile<Ending>,
     /// Why the last new container could not be written down, until its making is given up.
     not_stored: Option<StoreError>,
     /// How often it was told to end.
@@ -160,7 +161,7 @@ pub async fn run(settings: Settings, flags: Flags, log_level: LogLevel) -> Resul
     };
     let events = EventLog::open(&settings.paths.event_log());
     let reaper = Reaper::default();
-    let (endings, remembered) = Endings::open(&settings.paths.endings());
+    let (endings, remembered) = endings::open(&settings.paths.endings());
     let mut daemon = Daemon {
         launcher: Launcher { settings: Arc::clone(&settings), reaper: reaper.clone() },
         settings: Arc::clone(&settings),

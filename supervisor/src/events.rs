@@ -2,14 +2,10 @@
 //! are added, and everybody who listens gets both. The newest are kept for those who reconnect.
 //!
 //! An event stands in a file before its shim hears that it was taken, so the next supervisor knows it: `<run root>/events.log`,
-//! one JSON object a line, cut back to what is kept now and then. A shim that did not hear the answer sends it again; it is
-//! noted once.
+//! a [`LineFile`]. A shim that did not hear the answer sends it again; it is noted once.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -17,20 +13,16 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::{api, events::task, shim_async};
-use holdfast_proto::regular;
 use holdfast_proto::supervisor::Event;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::client::{now_unix_ns, unix_ns};
+use crate::line_file::LineFile;
 use crate::registry::{Input, Note};
-use crate::store;
 
 /// How many are kept, and how many a slow listener may lag behind.
 const KEPT: usize = 1024;
-
-/// How many lines the file has at most.
-const LINES: usize = 4 * KEPT;
 
 /// The log of events. Cheap to clone.
 #[derive(Clone)]
@@ -44,15 +36,8 @@ struct Kept {
     events: VecDeque<Event>,
     /// Of the newest.
     number: u64,
-    file: Option<LogFile>,
-}
-
-struct LogFile {
-    path: PathBuf,
-    file: File,
-    lines: usize,
-    /// The last write failed, and that was said.
-    failing: bool,
+    /// `None` for a log that is in memory only.
+    file: Option<LineFile<Line>>,
 }
 
 /// An [`Event`] in the file.
@@ -88,26 +73,14 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// Goes on with the file at `path`, or begins it. Without one, which is logged, events are only in memory.
+    /// Goes on with the file at `path`, or begins it.
     pub fn open(path: &Path) -> Self {
         let log = Self::default();
-        let text = match regular::read_to_string(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(e) => {
-                tracing::warn!("cannot read {}, earlier events are not known: {e}", path.display());
-                String::new()
-            }
-        };
+        let (file, lines) = LineFile::open(path, "what happened earlier");
         let mut kept = log.lock();
-        // The last line may be torn, others are nobody's doing.
-        let events: Vec<Event> =
-            text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()).map(Event::from).collect();
-        kept.number = events.last().map_or(0, |event| event.number);
-        kept.events = events.into_iter().rev().take(KEPT).rev().collect();
-        kept.file = LogFile::rewrite(path, &kept.events)
-            .inspect_err(|e| tracing::warn!("{e}; a restart will not know of events"))
-            .ok();
+        kept.number = lines.last().map_or(0, |line: &Line| line.number);
+        kept.events = lines.into_iter().rev().take(KEPT).rev().map(Event::from).collect();
+        kept.file = Some(file);
         drop(kept);
         log
     }
@@ -132,7 +105,10 @@ impl EventLog {
             kept.events.pop_front();
         }
         kept.events.push_back(event.clone());
-        kept.write(&event);
+        let Kept { events, file, .. } = &mut *kept;
+        if let Some(file) = file {
+            file.add(&Line::from(&event), || events.iter().map(Line::from));
+        }
         let _ = self.live.send(event); // nobody may be listening
     }
 
@@ -161,45 +137,11 @@ impl EventLog {
     }
 }
 
-impl Kept {
-    fn write(&mut self, event: &Event) {
-        let Some(log) = &mut self.file else { return };
-        let written = match log.lines {
-            LINES.. => LogFile::rewrite(&log.path, &self.events).map(|anew| *log = anew).map_err(|e| e.to_string()),
-            _ => log.append(event).map_err(|e| format!("cannot write {}: {e}", log.path.display())),
-        };
-        let failed = written.is_err();
-        match written {
-            Err(e) if !log.failing => tracing::error!("{e}; a restart may not know of events"),
-            _ => {}
-        }
-        // What is missing in the file is written with the next that can be.
-        if failed {
-            log.lines = LINES;
-        }
-        log.failing = failed;
+impl From<&Event> for Line {
+    fn from(event: &Event) -> Self {
+        let Event { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail, .. } = event.clone();
+        Self { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail }
     }
-}
-
-impl LogFile {
-    fn rewrite(path: &Path, events: &VecDeque<Event>) -> Result<Self, store::StoreError> {
-        let text: String = events.iter().map(line).collect();
-        store::replace_file(path, text.as_bytes())?;
-        let opened = OpenOptions::new().append(true).custom_flags(nix::libc::O_NOFOLLOW).open(path);
-        let file = opened.map_err(|source| store::StoreError::Write { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file, lines: events.len(), failing: false })
-    }
-
-    fn append(&mut self, event: &Event) -> io::Result<()> {
-        self.lines += 1;
-        self.file.write_all(line(event).as_bytes())
-    }
-}
-
-fn line(event: &Event) -> String {
-    let Event { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail, .. } = event.clone();
-    let line = Line { number, time_unix_ns, namespace, id, kind, exec_id, pid, exit_status, detail };
-    serde_json::to_string(&line).expect("strings and numbers can be encoded") + "\n"
 }
 
 impl From<Line> for Event {
@@ -307,9 +249,12 @@ impl Fill for (&str, String, u32) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs;
+    use std::fs::{self, OpenOptions};
+    use std::io::Write;
+    use std::path::PathBuf;
 
     use super::*;
+    use crate::line_file::FEW;
 
     fn event(time_unix_ns: i64) -> Event {
         Event { time_unix_ns, id: "c".to_owned(), kind: "oom".to_owned(), ..Event::default() }
@@ -355,9 +300,9 @@ mod tests {
     fn the_file_is_cut_back_to_what_is_kept() {
         let place = Place::new("bound");
         let log = EventLog::open(&place.0);
-        let all = i64::try_from(2 * LINES).unwrap();
+        let all = i64::try_from(4 * (KEPT + FEW)).unwrap();
         (1..=all).for_each(|time| log.publish(event(time)));
-        assert!(fs::read_to_string(&place.0).unwrap().lines().count() <= LINES);
+        assert!(fs::read_to_string(&place.0).unwrap().lines().count() <= 2 * KEPT + FEW);
         let kept = times(&EventLog::open(&place.0), Since::Number(0));
         assert_eq!((kept.len(), *kept.last().unwrap()), (KEPT, all));
     }

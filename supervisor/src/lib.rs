@@ -30,6 +30,7 @@ pub mod events;
 pub mod health;
 pub mod identity;
 pub mod launch;
+pub mod line_file;
 pub mod listener;
 pub mod log_policy;
 pub mod logging;

@@ -167,7 +167,7 @@ fn busybox_config(args: &[&str]) -> Value {
 /// # Panics
 /// If there is no busybox, or `root` cannot be written.
 pub fn fill_with_busybox(root: &Path) {
-    let busybox = programs::peer("busybox").expect("tests/peers.sh provides busybox");
+    let busybox = programs::busybox().expect("a static busybox: HOLDFAST_TEST_BUSYBOX, or `make peers`");
     for dir in ["bin", "proc", "dev", "tmp", "sys", "etc"] {
         fs::create_dir_all(root.join(dir)).expect("a writable root");
     }

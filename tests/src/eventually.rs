@@ -34,6 +34,15 @@ pub fn eventually<T, E: Debug>(what: &str, look: impl FnMut() -> Result<T, E>) -
     }
 }
 
+/// As [`eventually`], for what has nothing to tell as long as it is not there.
+///
+/// # Panics
+/// After [`patience`], with `what`.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    eventually(what, || look().ok_or("nothing"))
+}
+
 /// As [`eventually`] with a deadline of its own, and the last `Err` returned.
 pub fn within<T, E>(deadline: Duration, mut look: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let end = Instant::now() + deadline;

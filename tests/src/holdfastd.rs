@@ -4,13 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::eventually::patience;
+// `tests/under_systemd.rs` takes them from here.
+use crate::eventually::eventually;
+pub use crate::eventually::until;
+pub use crate::process::is_alive;
+use crate::{gate, process, programs};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -52,24 +55,6 @@ impl Said {
     }
 }
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the working tree").to_owned()
-}
-
-fn program(name: &str) -> PathBuf {
-    let directory = std::env::var_os("HOLDFAST_BIN_DIR").map_or_else(|| repository().join("bin"), PathBuf::from);
-    let path = directory.join(name);
-    assert!(path.exists(), "{} is missing: run `make build` first", path.display());
-    path
-}
-
-fn busybox() -> PathBuf {
-    let named = std::env::var_os("HOLDFAST_TEST_BUSYBOX").map(PathBuf::from);
-    let places = ["/usr/bin/busybox".into(), repository().join("target/peers/bin/busybox")];
-    let found = named.into_iter().chain(places).find(|p| p.exists());
-    found.expect("a static busybox: HOLDFAST_TEST_BUSYBOX, /usr/bin/busybox or target/peers (`make peers`)")
-}
-
 /// Makes a root file system of a static busybox and a few of its names.
 ///
 /// # Panics
@@ -77,38 +62,11 @@ fn busybox() -> PathBuf {
 pub fn make_rootfs(at: &Path) {
     let bin = at.join("bin");
     fs::create_dir_all(&bin).expect("a root file system can be made");
-    crate::process::copy_program(busybox().as_ref(), &bin.join("busybox"));
+    let busybox = programs::busybox().expect("a static busybox: HOLDFAST_TEST_BUSYBOX, or `make peers`");
+    process::copy_program(&busybox, &bin.join("busybox"));
     for applet in ["sh", "sleep", "cat", "echo", "id", "ifconfig", "kill"] {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("a link can be made");
     }
-}
-
-/// Waits until `look` gives something.
-///
-/// # Panics
-/// When that takes too long, with `what`.
-#[track_caller]
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + patience();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what}: not within {:?}", patience());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Whether a process runs; one that only waits to be reaped does not.
-pub fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
-/// Sends SIGKILL and waits for the end of a process that may be anybody's child.
-pub fn kill_hard(pid: u32) {
-    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL); // gone already is as good
-    until("a killed process ends", || (!is_alive(pid)).then_some(()));
 }
 
 impl Holdfastd {
@@ -229,7 +187,7 @@ impl Holdfastd {
 
     /// One of our programs, set up for these directories.
     pub fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(program(name));
+        let mut command = Command::new(programs::ours(name));
         command.env("HOLDFAST_RUN_DIR", self.run_dir()).env("HOLDFAST_STATE_DIR", self.state_dir());
         command
     }
@@ -242,8 +200,33 @@ impl Holdfastd {
 
     /// Starts a detached container that runs a shell script; returns its id.
     pub fn run(&self, name: &str, script: &str) -> String {
+        self.run_with(name, &[], script)
+    }
+
+    /// As [`Holdfastd::run`], with more options.
+    pub fn run_with(&self, name: &str, options: &[&str], script: &str) -> String {
         let rootfs = self.rootfs();
-        self.holdfast(&["run", "-d", "--name", name, "--rootfs", &rootfs, "--", "/bin/sh", "-c", script]).ok()
+        let fixed = ["run", "-d", "--name", name, "--rootfs", &rootfs];
+        self.holdfast(&[&fixed, options, &["--", "/bin/sh", "-c", script]].concat()).ok()
+    }
+
+    /// Lets every container go on that waits at this gate, see [`gate`].
+    pub fn open_gate(&self, gate: &str) {
+        gate::open(self.rootfs(), gate);
+    }
+
+    /// The status that `inspect` gives.
+    pub fn status(&self, container: &str) -> String {
+        self.inspect(container)["status"].as_str().expect("a word").to_owned()
+    }
+
+    /// Waits for a status.
+    #[track_caller]
+    pub fn until_status(&self, container: &str, wanted: &str) {
+        eventually(&format!("{container} should be {wanted}"), || match self.status(container) {
+            status if status == wanted => Ok(()),
+            other => Err(other),
+        });
     }
 
     /// What `inspect` says of a container.

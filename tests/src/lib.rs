@@ -24,6 +24,7 @@ pub mod fake_containerd;
 pub mod fake_runtime;
 pub mod figures;
 pub mod freezable;
+pub mod gate;
 pub mod holdfastd;
 pub mod image;
 pub mod journal;
@@ -50,7 +51,7 @@ pub mod world;
 
 pub use bundle::Bundle;
 pub use disk::Disk;
-pub use eventually::eventually;
+pub use eventually::{eventually, until};
 pub use fake_containerd::FakeContainerd;
 pub use fake_runtime::FakeRuntime;
 pub use freezable::Freezable;

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::holdfastd::{Said, make_rootfs, until};
+use crate::eventually::until;
+use crate::holdfastd::{Said, make_rootfs};
+use crate::process::copy_program;
 use crate::{programs, skip};
 
 /// Where the units name the programs.
@@ -58,7 +60,7 @@ impl Machine {
     pub fn install_programs(&self) {
         for name in ["containerd-shim-holdfast-v2", "holdfast-oci", "holdfastd", "holdfast"] {
             let new = Path::new(PROGRAMS).join(format!(".{name}.new"));
-            fs::copy(programs::ours(name), &new).expect("a program can be copied");
+            copy_program(&programs::ours(name), &new);
             fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("it is ours");
             fs::rename(&new, Path::new(PROGRAMS).join(name)).expect("it can be renamed");
         }

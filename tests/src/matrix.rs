@@ -1,8 +1,10 @@
 //! The matrix: each behaviour under each containerd, with each OCI runtime.
 //!
-//! A behaviour is a function that gets a fresh containerd with an OCI runtime chosen, and asserts. [`matrix!`] makes one
-//! test of it for each cell, as `v1_7::runc::killed_tells_137`, and [`run`] notes how each ended. From the notes of a full
-//! run the program `src/bin/matrix.rs` makes the table that `make test` prints and README.md shows.
+//! A behaviour is a function that gets a fresh containerd with an OCI runtime chosen, and asserts.
+//! [`matrix!`](crate::matrix!) makes one test of it for each cell, as `v1_7::runc::a_killed_container_tells_137`, and [`run`]
+//! notes how each ended. From the notes of a full run the program `src/bin/matrix.rs` makes the table that `make test` and
+//! `make test-vm` print. `make matrix` puts it into README.md: `make test`'s, with what this machine had to skip taken from
+//! the other.
 //!
 //! To add a behaviour, write the function and add its name to the file's `matrix!`:
 //!
@@ -21,7 +23,7 @@
 //! ```
 //!
 //! The name, read as a sentence, is the row of the table. What cannot work in some cell calls `skip` with the reason and
-//! returns, and gets a pattern in `tests/permitted-skips.txt`.
+//! returns, and gets a pattern in `tests/permitted-skips.txt`, or in `tests/vm/permitted-skips.txt` if it cannot work there.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};

@@ -5,9 +5,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use crate::eventually::until;
+use crate::skip::{is_root, skip};
+use crate::{process, programs};
 
 /// What the bundle's programs are called.
 const APPLETS: &str =
@@ -21,25 +24,25 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Makes a bundle for the runtime of this name, or says on stderr why that is not possible here and returns `None`.
+    /// Makes a bundle for our runtime of this name; `None`, with the skip noted, without root.
+    ///
+    /// # Panics
+    /// If there is no such runtime or no busybox, or nothing can be written.
     pub fn new(runtime: &str) -> Option<Bundle> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let skip = |why: &str| {
-            eprintln!("SKIPPED: {why}");
-            None
-        };
-        if fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) != 0) {
-            return skip("needs root");
+        if !is_root() {
+            skip("needs root");
+            return None;
         }
-        let Some(busybox) = find_busybox() else { return skip("no static busybox; set HOLDFAST_TEST_BUSYBOX") };
-        let Some(runtime) = find_program(runtime) else { return skip("no runtime; set HOLDFAST_BIN_DIR") };
+        let busybox = programs::busybox().expect("a static busybox: HOLDFAST_TEST_BUSYBOX, or `make peers`");
+        let runtime = programs::ours(runtime);
         let id = format!("hf-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(&id);
         let bin = dir.join("rootfs/bin");
         for name in ["bin", "dev", "proc", "sys", "tmp", "etc"] {
             fs::create_dir_all(dir.join("rootfs").join(name)).expect("the temporary directory is writable");
         }
-        crate::process::copy_program(busybox.as_ref(), &bin.join("busybox"));
+        process::copy_program(&busybox, &bin.join("busybox"));
         for applet in APPLETS.split(' ') {
             symlink("busybox", bin.join(applet)).expect("links can be made");
         }
@@ -168,9 +171,15 @@ impl Bundle {
         self.state()["status"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// The pid in that document.
+    pub fn pid(&self) -> u32 {
+        let pid = self.state()["pid"].as_u64().expect("a number");
+        u32::try_from(pid).expect("a pid")
+    }
+
     /// Waits until the status is this one.
     pub fn until(&self, status: &str) {
-        eventually(status, || Some(self.status()).filter(|seen| seen == status));
+        until(status, || Some(self.status()).filter(|seen| seen == status));
     }
 
     /// The container's cgroup directories, in all hierarchies.
@@ -187,35 +196,4 @@ impl Drop for Bundle {
         let _ = self.command().args(["delete", "--force", &self.id]).output();
         let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-/// Asks until there is an answer.
-///
-/// # Panics
-/// When there is none in time; names what was waited for.
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + crate::eventually::patience();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn find_busybox() -> Option<PathBuf> {
-    let given = std::env::var_os("HOLDFAST_TEST_BUSYBOX").map(PathBuf::from);
-    let unpacked = repository().join("target/peers/bin/busybox");
-    given.into_iter().chain([unpacked, "/usr/bin/busybox".into(), "/bin/busybox".into()]).find(|path| path.is_file())
-}
-
-/// A program of ours by its name, or any by its path.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let bin = std::env::var_os("HOLDFAST_BIN_DIR").map_or_else(|| repository().join("bin"), PathBuf::from);
-    Some(bin.join(name)).filter(|path| path.is_file())
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository").to_owned()
 }

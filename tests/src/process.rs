@@ -40,6 +40,22 @@ pub fn is_alive(pid: u32) -> bool {
     stat(pid).is_some_and(|s| !matches!(s.state, 'Z' | 'X'))
 }
 
+/// Waits for the end of a process that may be anybody's child.
+#[track_caller]
+pub fn until_gone(pid: u32) {
+    eventually(
+        &format!("process {} should end", describe(pid)),
+        || if is_alive(pid) { Err(state(pid)) } else { Ok(()) },
+    );
+}
+
+/// Sends SIGKILL to a process that may be anybody's child, and waits for its end.
+#[track_caller]
+pub fn kill_hard(pid: u32) {
+    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL); // gone already is as good
+    until_gone(pid);
+}
+
 /// How many threads of `pid` run; more than none also when the first one, which stands for the process, has ended.
 pub fn living_threads(pid: u64) -> usize {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -135,6 +151,40 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::SIGKILL);
+    }
+}
+
+/// A process that stands still, by SIGSTOP, as long as this is there.
+#[derive(Debug)]
+pub struct Stopped {
+    pid: u32,
+    start_time: Option<u64>,
+}
+
+impl Stopped {
+    /// Stops it, and returns when it stands: the signal alone says only that it will.
+    ///
+    /// # Panics
+    /// If there is no such process.
+    #[track_caller]
+    pub fn new(pid: u32) -> Self {
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGSTOP).unwrap_or_else(|e| panic!("cannot stop {pid}: {e}"));
+        // Before the wait, so that a test that fails there leaves nobody stopped.
+        let this = Self { pid, start_time: start_time(pid) };
+        eventually("a process should stand still", || match state(pid) {
+            Some('T') => Ok(()),
+            other => Err(other),
+        });
+        this
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // A test that has killed it is done with it, and the pid may be another's.
+        if start_time(self.pid) == self.start_time {
+            let _ = kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGCONT);
+        }
     }
 }
 

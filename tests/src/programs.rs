@@ -75,6 +75,13 @@ pub fn peer(name: &str) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
+/// A static busybox, if there is one: `HOLDFAST_TEST_BUSYBOX`, else what `tests/peers.sh` provides, else the machine's.
+pub fn busybox() -> Option<PathBuf> {
+    let named = env::var_os("HOLDFAST_TEST_BUSYBOX").map(PathBuf::from);
+    let places = [named, peer("busybox"), Some("/usr/bin/busybox".into())];
+    places.into_iter().flatten().find(|path| path.is_file())
+}
+
 /// A program that comes with containerd of this version, if `tests/peers.sh` could provide it.
 pub fn peer_of(version: Version, name: &str) -> Option<PathBuf> {
     let path = containerd_dir(version).join(name);

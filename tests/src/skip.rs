@@ -1,4 +1,4 @@
-//! Skipping a test, loudly: every skip is written down, and `make test` fails for one that is not permitted.
+//! Skipping a test, loudly: every skip is written down, and `make test` and `make test-vm` fail for one that is not permitted.
 
 use std::cell::RefCell;
 use std::{env, fs, thread};
@@ -11,8 +11,9 @@ thread_local! {
 
 /// Notes that the running test cannot run here, and why. The caller returns right after.
 ///
-/// The note goes to `$HOLDFAST_SKIPS_DIR/<test>`, which `tests/run.sh` compares with `tests/permitted-skips.txt`. The
-/// name is that of the test's thread, so call it from there.
+/// The note goes to `$HOLDFAST_SKIPS_DIR/<test>`, which `tests/judge.sh` compares with the list of what is permitted there:
+/// `tests/permitted-skips.txt`, or `tests/vm/permitted-skips.txt`. The name is that of the test's thread, so call it from
+/// there.
 ///
 /// # Panics
 /// If the note cannot be written, so that no skip goes unseen.

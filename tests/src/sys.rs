@@ -205,3 +205,28 @@ pub fn set_window_size(terminal: impl AsFd, columns: u16, rows: u16) -> io::Resu
     unsafe { window_ioctl::set_window_size(terminal.as_fd().as_raw_fd(), &raw const size) }?;
     Ok(())
 }
+
+/// Runs `f` as another user who is in this group and in no other.
+///
+/// In a thread of its own: the kernel has the ids of a thread, and it is libc that changes those of all.
+///
+/// # Errors
+/// As setresuid(2).
+///
+/// # Panics
+/// If `f` does.
+pub fn as_user<T: Send>(uid: u32, gid: u32, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let become_it = || {
+        let done = |result: libc::c_long| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+        // SAFETY: an empty list is read from nowhere.
+        done(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) })?;
+        // SAFETY: it takes numbers alone.
+        done(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+        // SAFETY: as before.
+        done(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
+    };
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| become_it().map(|()| f()));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use crate::holdfastd::until;
+use crate::eventually::until;
 use crate::process::ChildProcess;
 use crate::sys;
 

@@ -3,25 +3,24 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{ExitStatus, Stdio};
 
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, until};
+use holdfast_tests::gate::wait_at;
+use holdfast_tests::holdfastd::{Holdfastd, Said};
 use holdfast_tests::numbered::{FOUR_MB, assert_all};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use holdfast_tests::process::{ChildProcess, Stopped, is_alive, until_gone};
+use holdfast_tests::{Window, until};
+use nix::sys::signal::Signal;
 
-/// A client under way; killed if the test ends before it.
-struct Client(Child);
+/// A client under way.
+struct Client(ChildProcess);
 
 impl Client {
     fn start(host: &Holdfastd, args: &[&str]) -> Self {
         let mut command = host.command("holdfast");
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self(command.spawn().unwrap())
+        Self(ChildProcess::spawn(&mut command))
     }
 
     /// Runs a script in the foreground.
@@ -31,17 +30,17 @@ impl Client {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+        self.0.signal(signal);
     }
 
     /// The first so many lines.
     fn lines(&mut self, count: usize) -> (BufReader<std::process::ChildStdout>, Vec<u8>) {
-        let mut out = BufReader::new(self.0.stdout.take().unwrap());
+        let mut out = BufReader::new(self.0.child().stdout.take().unwrap());
         let mut text = Vec::new();
         for _ in 0..count {
             if out.read_until(b'\n', &mut text).unwrap() == 0 {
                 let mut err = String::new();
-                self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+                self.0.child().stderr.take().unwrap().read_to_string(&mut err).unwrap();
                 panic!("it ends after {} bytes: {err}", text.len());
             }
         }
@@ -50,14 +49,14 @@ impl Client {
 
     fn ended(mut self) -> (ExitStatus, String) {
         let mut err = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-        (self.0.wait().unwrap(), err)
+        self.0.child().stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        (self.0.wait(), err)
     }
 
     /// As [`Client::ended`], of one that gets the signal again and again.
     fn ended_by_all(mut self, signal: Signal) -> (ExitStatus, String) {
         until("a client that is asked more than once ends", || {
-            let ended = self.0.try_wait().unwrap();
+            let ended = self.0.child().try_wait().unwrap();
             if ended.is_none() {
                 self.signal(signal);
             }
@@ -69,25 +68,10 @@ impl Client {
     /// Its exit code and what it printed.
     fn said(mut self) -> Said {
         let (mut out, mut err) = (String::new(), String::new());
-        self.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-        Said { code: self.0.wait().unwrap().code().unwrap_or(-1), out, err }
+        self.0.child().stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        self.0.child().stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        Said { code: self.0.wait().code().unwrap_or(-1), out, err }
     }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn open(host: &Holdfastd, gate: &str) {
-    fs::write(Path::new(&host.rootfs()).join(gate), "").unwrap();
-}
-
-fn pass(gate: &str) -> String {
-    format!("while ! [ -e /{gate} ]; do /bin/sleep 0.02; done")
 }
 
 fn seq(first: usize, last: usize) -> String {
@@ -110,20 +94,20 @@ fn away_and_back(host: &mut Holdfastd) {
 fn in_three_parts() -> String {
     let third = FOUR_MB / 3;
     let parts = [seq(0, third - 1), seq(third, 2 * third - 1), seq(2 * third, FOUR_MB - 1)];
-    format!("{}; {}; {}; {}; {}; exit 7", parts[0], pass("away"), parts[1], pass("back"), parts[2])
+    format!("{}; {}; {}; {}; {}; exit 7", parts[0], wait_at("away"), parts[1], wait_at("back"), parts[2])
 }
 
 fn sees_everything_across_restarts(host: &mut Holdfastd, mut client: Client) {
     let third = FOUR_MB / 3;
     let (mut out, mut text) = client.lines(third);
     host.kill();
-    open(host, "away");
+    host.open_gate("away");
     for _ in third..2 * third {
         assert_ne!(out.read_until(b'\n', &mut text).unwrap(), 0, "nobody stands between it and its client");
     }
     host.restart();
     away_and_back(host);
-    open(host, "back");
+    host.open_gate("back");
     out.read_to_end(&mut text).unwrap();
     let (status, err) = client.ended();
     assert_eq!(status.code(), Some(7), "{err}");
@@ -155,41 +139,68 @@ fn logs_that_are_followed_lose_and_repeat_nothing() {
     let mut client = Client::start(&host, &["logs", "-f", "web"]);
     let (mut out, mut text) = client.lines(third);
     host.kill();
-    open(&host, "away");
+    host.open_gate("away");
     for _ in third..2 * third {
         assert_ne!(out.read_until(b'\n', &mut text).unwrap(), 0);
     }
     host.restart();
     away_and_back(&mut host);
-    open(&host, "back");
+    host.open_gate("back");
     out.read_to_end(&mut text).unwrap();
     assert_eq!(client.ended().0.code(), Some(0));
     assert_all(&text, FOUR_MB);
 }
 
+/// More than a client's FIFO holds, less than the pipe before it: who prints so many can end without its client.
+const LINES: usize = 100_000;
+
+/// They are in the log, and what a client had not taken is kept for it.
+#[test]
+fn last_words_while_the_supervisor_is_away_are_kept() {
+    let mut host = Holdfastd::start();
+    let script = format!("{}; {}; exit 5", wait_at("go"), seq(0, LINES - 1));
+    host.run("logged", &script);
+    let client = Client::run(&host, &["--name", "attached"], &script);
+    until("it runs", || (host.holdfast(&["inspect", "attached"]).code == 0).then_some(()));
+    host.until_status("attached", "running");
+    let pids = ["logged", "attached"].map(|name| host.pid(name, "pid"));
+    let stopped = Stopped::new(client.0.pid());
+    host.kill();
+    host.open_gate("go");
+    for pid in pids {
+        until_gone(pid);
+    }
+    host.restart();
+    assert_all((host.holdfast(&["logs", "logged"]).ok() + "\n").as_bytes(), LINES);
+    drop(stopped);
+    let said = client.said();
+    assert_eq!(said.code, 5, "{}", said.err);
+    assert_all(said.out.as_bytes(), LINES);
+}
+
 #[test]
 fn everyone_who_waits_hears_the_true_status_of_what_ended_while_the_supervisor_was_away() {
     let mut host = Holdfastd::start();
-    host.run("web", &format!("{}; exit 5", pass("go")));
+    host.run("web", &format!("{}; exit 5", wait_at("go")));
     let waits: Vec<Client> = (0..3).map(|_| Client::start(&host, &["wait", "web"])).collect();
-    let rm = Client::run(&host, &["--rm", "--name", "once"], &format!("{}; echo 0; exit 6", pass("go")));
+    let rm = Client::run(&host, &["--rm", "--name", "once"], &format!("{}; echo 0; exit 6", wait_at("go")));
     until("it runs", || (host.holdfast(&["inspect", "once"]).code == 0 && host.pid("once", "pid") != 0).then_some(()));
-    let exec = Client::start(&host, &["exec", "web", "/bin/sh", "-c", &format!("{}; exit 9", pass("exec-go"))]);
+    let exec = Client::start(&host, &["exec", "web", "/bin/sh", "-c", &format!("{}; exit 9", wait_at("exec-go"))]);
     until("it runs", || execs(&host, "web").iter().any(|exec| exec["pid"] != 0).then_some(()));
     let pids = [host.pid("once", "pid"), host.pid("web", "pid")];
     let exec_pid = u32::try_from(execs(&host, "web")[0]["pid"].as_u64().unwrap()).unwrap();
     host.kill();
-    open(&host, "exec-go");
-    until("the exec has ended", || (!is_alive(exec_pid)).then_some(()));
-    open(&host, "go");
+    host.open_gate("exec-go");
+    until_gone(exec_pid);
+    host.open_gate("go");
     until("all have ended", || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
     // Nobody who waits is there when the supervisor finds out, removes the one container, and dies again.
     let clients: Vec<&Client> = waits.iter().chain([&rm, &exec]).collect();
-    clients.iter().for_each(|client| client.signal(Signal::SIGSTOP));
+    let stopped: Vec<Stopped> = clients.iter().map(|client| Stopped::new(client.0.pid())).collect();
     host.restart();
     until("it is removed", || (host.holdfast(&["inspect", "once"]).code != 0).then_some(()));
     away_and_back(&mut host);
-    clients.iter().for_each(|client| client.signal(Signal::SIGCONT));
+    drop(stopped);
     for wait in waits {
         assert_eq!(wait.said().code, 5);
     }
@@ -216,13 +227,13 @@ fn execs_keep_their_id_and_code_for_whoever_asks_later() {
     let detached = |script: &str| host.holdfast(&["exec", "-d", "web", "/bin/sh", "-c", script]).ok();
     let early = detached("exit 3");
     assert_eq!(host.holdfast(&["wait", "web", "--exec", &early]).code, 3);
-    let late = detached(&format!("{}; exit 4", pass("go")));
-    let greedy = detached(&format!("{}; exec /bin/busybox tail /dev/zero", pass("go")));
+    let late = detached(&format!("{}; exit 4", wait_at("go")));
+    let greedy = detached(&format!("{}; exec /bin/busybox tail /dev/zero", wait_at("go")));
     let lasting = detached("exec sleep 1000");
     let pid = |id: &str| u32::try_from(exec_of(&host, "web", id)["pid"].as_u64().unwrap()).unwrap();
     let (late_pid, greedy_pid, lasting_pid) = (pid(&late), pid(&greedy), pid(&lasting));
     host.kill();
-    open(&host, "go");
+    host.open_gate("go");
     until("two of them end", || (!is_alive(late_pid) && !is_alive(greedy_pid)).then_some(()));
     host.restart();
     away_and_back(&mut host);
@@ -242,6 +253,8 @@ fn execs_keep_their_id_and_code_for_whoever_asks_later() {
     let waiting = Client::start(&host, &["wait", "web", "--exec", &lasting]);
     host.holdfast(&["kill", "web"]).ok();
     assert_eq!(waiting.said().code, 137, "it ended with its container");
+    // Whose end is told after those of its execs.
+    assert_eq!(host.holdfast(&["wait", "web"]).code, 137);
     host.holdfast(&["rm", "web"]).ok();
     let unknown = host.holdfast(&["wait", "web", "--exec", "nonesuch"]);
     assert_eq!(unknown.code, 125);
@@ -262,19 +275,17 @@ fn a_slow_client_gets_all_of_an_exec_that_has_ended_long_ago() {
     // A shim that is told to delete an exec waits this long for its reader.
     host.restart_with(&[("HOLDFAST_DRAIN_TIMEOUT_MS", "1")]);
     host.run("web", "exec sleep 1000");
-    // More than the client's FIFO holds, less than the pipe before it: the exec can end without its client.
-    const LINES: usize = 100_000;
-    let script = format!("{}; {}; {}; exit 7", seq(0, 9), pass("go"), seq(10, LINES - 1));
+    let script = format!("{}; {}; {}; exit 7", seq(0, 9), wait_at("go"), seq(10, LINES - 1));
     let mut client = Client::start(&host, &["exec", "web", "/bin/sh", "-c", &script]);
     let (mut out, mut text) = client.lines(10);
-    client.signal(Signal::SIGSTOP);
-    open(&host, "go");
+    let stopped = Stopped::new(client.0.pid());
+    host.open_gate("go");
     until("the exec is over", || execs(&host, "web").iter().any(|exec| exec["exit_status"] == 7).then_some(()));
     // Much happens before it takes the rest.
     for _ in 0..30 {
         host.holdfast(&["exec", "web", "/bin/sleep", "0"]).ok();
     }
-    client.signal(Signal::SIGCONT);
+    drop(stopped);
     out.read_to_end(&mut text).unwrap();
     assert_eq!(client.ended().0.code(), Some(7));
     assert_all(&text, LINES);
@@ -309,9 +320,13 @@ fn each_event_is_told_once_and_in_order_however_often_the_supervisor_dies() {
             }
         }
     };
-    assert_eq!(told(&mut BufReader::new(client.0.stdout.take().unwrap())), sent, "as they happened");
+    assert_eq!(told(&mut BufReader::new(client.0.child().stdout.take().unwrap())), sent, "as they happened");
     let mut later = Client::start(&host, &["--json", "events", "--since", "1h"]);
-    assert_eq!(told(&mut BufReader::new(later.0.stdout.take().unwrap())), sent, "and again for who comes later");
+    assert_eq!(
+        told(&mut BufReader::new(later.0.child().stdout.take().unwrap())),
+        sent,
+        "and again for who comes later"
+    );
 }
 
 #[test]
@@ -346,95 +361,56 @@ fn a_client_that_waits_for_an_absent_supervisor_can_be_ended() {
     }
 }
 
-/// A terminal: what is typed and shown, and the end that a program runs in.
-struct Terminal {
-    outer: fs::File,
-    inner: OwnedFd,
-    shown: String,
-}
-
-impl Terminal {
-    fn open() -> Self {
-        let pty = nix::pty::openpty(None, None).unwrap();
-        let this = Self { outer: pty.master.into(), inner: pty.slave, shown: String::new() };
-        this.resize(20, 60);
-        this
-    }
-
-    fn start(&self, host: &Holdfastd, args: &[&str]) -> Client {
-        let end = || Stdio::from(self.inner.try_clone().unwrap());
-        Client(host.command("holdfast").args(args).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap())
-    }
-
-    fn resize(&self, rows: u32, columns: u32) {
-        let (rows, columns) = (rows.to_string(), columns.to_string());
-        let stdin = Stdio::from(self.inner.try_clone().unwrap());
-        let done = Command::new("stty").args(["rows", &rows, "columns", &columns]).stdin(stdin).status().unwrap();
-        assert!(done.success());
-    }
-
-    fn type_in(&mut self, keys: &str) {
-        self.outer.write_all(keys.as_bytes()).unwrap();
-    }
-
-    /// Reads until it shows this, after what it was to show before; what came up to the end of that.
-    fn until_shown(&mut self, wanted: &str) -> String {
-        let mut buffer = [0; 4096];
-        while !self.shown.contains(wanted) {
-            let mut fds = [PollFd::new(self.outer.as_fd(), PollFlags::POLLIN)];
-            let ready = poll(&mut fds, PollTimeout::from(30_000u16)).unwrap();
-            assert!(ready > 0, "{wanted:?} is not shown: {:?}", self.shown);
-            let n = self.outer.read(&mut buffer).unwrap();
-            self.shown.push_str(&String::from_utf8_lossy(&buffer[..n]));
-        }
-        let end = self.shown.find(wanted).unwrap() + wanted.len();
-        self.shown.drain(..end).collect()
-    }
-}
-
 #[test]
 fn a_terminal_is_left_and_attached_to_again_and_resized_across_restarts() {
     let mut host = Holdfastd::start();
     let rootfs = host.rootfs();
     // Says its size whenever a line is typed.
     let script = "echo ready; while read line; do echo $line $(/bin/busybox stty size); done; exit 4";
-    let mut terminal = Terminal::open();
-    let run = ["run", "-it", "--name", "web", "--rootfs", &rootfs, "--", "/bin/sh", "-c", script];
-    let mut client = terminal.start(&host, &run);
-    terminal.until_shown("ready");
-    terminal.type_in("one\n");
-    terminal.until_shown("one 20 60");
+    let holdfast = |args: &[&str]| {
+        let mut command = host.command("holdfast");
+        command.args(args);
+        command
+    };
+    let run = holdfast(&["run", "-it", "--name", "web", "--rootfs", &rootfs, "--", "/bin/sh", "-c", script]);
+    let attach = holdfast(&["attach", "web"]);
+    let mut window = Window::run(&run, 60, 20);
+    window.until_shown("ready");
+    window.type_keys(b"one\n");
+    window.until_shown("one 20 60");
     host.kill();
-    terminal.type_in("two\n");
-    terminal.until_shown("two 20 60");
+    window.type_keys(b"two\n");
+    window.until_shown("two 20 60");
     // Resized while nobody is there to be told; told when somebody is.
-    terminal.resize(30, 70);
-    client.signal(Signal::SIGWINCH);
+    window.resize(70, 30);
     host.restart();
-    until_size(&mut terminal, "30 70");
-    terminal.type_in("\x10\x11");
-    terminal.until_shown("detached");
-    assert_eq!(client.0.wait().unwrap().code(), Some(0));
+    until_size(&mut window, "30 70");
+    window.type_keys(b"\x10\x11");
+    window.until_shown("detached");
+    assert_eq!(window.exit_code(), Some(0));
     away_and_back(&mut host);
-    let mut client = terminal.start(&host, &["attach", "web"]);
-    until_size(&mut terminal, "30 70");
+    let mut window = Window::run(&attach, 70, 30);
+    until_size(&mut window, "30 70");
     host.kill();
     host.restart();
-    terminal.resize(40, 80);
-    client.signal(Signal::SIGWINCH);
-    until_size(&mut terminal, "40 80");
-    terminal.type_in("\x04");
-    assert_eq!(client.0.wait().unwrap().code(), Some(4));
+    window.resize(80, 40);
+    until_size(&mut window, "40 80");
+    window.type_keys(b"\x04");
+    assert_eq!(window.exit_code(), Some(4));
 }
 
-/// Types until the answer has this size: the new one is told at some time after the signal.
-fn until_size(terminal: &mut Terminal, size: &str) {
+/// Types until the answer has this size: the new one is told at some time after the window has it.
+fn until_size(window: &mut Window, size: &str) {
     let mut words = (0..).map(|n| format!("try{n}"));
     until("the terminal has its new size", || {
         let word = words.next().unwrap();
-        terminal.type_in(&format!("{word}\n"));
+        window.type_keys(format!("{word}\n").as_bytes());
         // Not the echo of what was typed, which has no blank.
-        terminal.until_shown(&format!("{word} "));
-        (terminal.until_shown("\n").trim() == size).then_some(())
+        let answer = until("it answers", || {
+            let shown = window.shown();
+            let (_, rest) = shown.rsplit_once(&format!("{word} "))?;
+            rest.split_once('\n').map(|(answer, _)| answer.to_owned())
+        });
+        (answer.trim() == size).then_some(())
     });
 }

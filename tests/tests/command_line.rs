@@ -7,9 +7,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use holdfast_tests::Window;
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, until};
-use holdfast_tests::process::ChildProcess;
+use holdfast_tests::gate::ends_later;
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::{ChildProcess, copy_program, is_alive};
+use holdfast_tests::skip::skip;
+use holdfast_tests::{Window, programs, until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -163,7 +165,7 @@ fn who_is_not_root_is_told_so() {
     let host = Holdfastd::start();
     // Where everybody can get at it.
     let copy = host.run_dir().with_file_name("holdfast");
-    holdfast_tests::process::copy_program(host.command("holdfast").get_program().as_ref(), &copy);
+    copy_program(host.command("holdfast").get_program().as_ref(), &copy);
     let mut command = Command::new(copy);
     command.env("HOLDFAST_RUN_DIR", host.run_dir()).arg("ps").uid(65534).gid(65534).stdin(Stdio::null());
     let said = Said::from(command.output().unwrap());
@@ -570,13 +572,12 @@ fn the_terminal_is_restored_on_every_way_out() {
 #[test]
 fn what_is_paused_stands_still_until_it_is_unpaused() {
     let host = Holdfastd::start();
-    let rootfs = host.rootfs();
-    host.run("web", "while ! [ -e /go ]; do sleep 0.02; done; exit 5");
+    host.run("web", &ends_later(5));
     host.holdfast(&["pause", "web"]).ok();
     assert_eq!(host.inspect("web")["status"], "paused");
     let frozen = host.holdfast(&["ps", "-q", "--filter", "status=paused"]).ok();
     assert_eq!(frozen, host.inspect("web")["id"].as_str().unwrap()[..12]);
-    fs::write(Path::new(&rootfs).join("go"), "").unwrap();
+    host.open_gate("go");
     assert_eq!(host.inspect("web")["status"], "paused");
     host.holdfast(&["unpause", "web"]).ok();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 5);
@@ -653,4 +654,73 @@ fn shells_complete_commands_and_the_names_of_containers() {
     assert!(
         host.holdfast(&["completions", "fish"]).ok().contains("complete --keep-order --exclusive --command holdfast")
     );
+}
+
+/// A shell that is installed, or that somebody has put beside the peers; with the skip noted where there is none.
+fn shell(name: &str) -> Option<Command> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).chain([programs::peers_dir()]).map(|dir| dir.join(name));
+    let found = places.find(|program| program.is_file());
+    if found.is_none() {
+        skip(&format!("{name} is not installed"));
+    }
+    found.map(Command::new)
+}
+
+/// What a shell completes these words to, by a script that gets the directory of our program, that of zsh's functions and
+/// the words.
+fn completed(host: &Holdfastd, name: &str, script: &str, words: &[&str]) -> Option<Vec<String>> {
+    let mut command = shell(name)?;
+    let functions = host.run_dir().with_file_name("functions");
+    fs::create_dir_all(&functions).unwrap();
+    fs::write(functions.join("_holdfast"), host.holdfast(&["completions", "zsh"]).ok()).unwrap();
+    let program = host.command("holdfast").get_program().to_owned();
+    // Nobody's settings; and what zsh is given first is its name.
+    let flags: &[&str] = if name == "zsh" { &["-f", "-c", script, name] } else { &["--no-config", "-c", script] };
+    command.args(flags).arg(Path::new(&program).parent().unwrap()).arg(&functions).args(words);
+    // fish keeps a history there.
+    command.env("HOLDFAST_RUN_DIR", host.run_dir()).env("HOME", &functions).stdin(Stdio::null());
+    let said = Said::from(command.output().unwrap());
+    assert_eq!(said.err, "", "{said:?}");
+    Some(said.ok().lines().map(str::to_owned).collect())
+}
+
+/// As compinit has it: the script is a file in fpath, loaded by the first call, which is to complete at once. What it needs
+/// of zsh's own functions prints here.
+const ZSH: &str = r#"
+    PATH=$1:$PATH fpath=($2) words=(holdfast "${@:3}") CURRENT=$(($# - 1))
+    compdef() { :; }
+    _describe() { print -rl -- "${(@P)3}"; }
+    autoload -Uz _holdfast
+    _holdfast
+"#;
+
+const FISH: &str = r#"
+    set -x PATH $argv[1] $PATH
+    holdfast completions fish | source
+    complete -C "holdfast $argv[3..]"
+"#;
+
+fn check_completions(shell: &str, script: &str) {
+    let host = Holdfastd::start();
+    host.run("web-front", "sleep 1000");
+    let Some(commands) = completed(&host, shell, script, &["st"]) else { return };
+    let names = |list: &[String]| -> Vec<String> {
+        list.iter().map(|line| line.split([':', '\t']).next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&commands), ["start", "stop", "stats"]);
+    assert!(commands[0].ends_with("Start containers that were made or have ended"), "{commands:?}");
+    let of = |words: &[&str]| names(&completed(&host, shell, script, words).unwrap());
+    assert_eq!(of(&["run", "--detach"]), ["--detach", "--detach-keys"]);
+    assert_eq!(of(&["exec", "web"]), ["web-front"]);
+}
+
+#[test]
+fn zsh_completes_commands_options_and_containers() {
+    check_completions("zsh", ZSH);
+}
+
+#[test]
+fn fish_completes_commands_options_and_containers() {
+    check_completions("fish", FISH);
 }

@@ -11,6 +11,7 @@ use containerd_shim_protos::api::{
     WaitResponse,
 };
 use holdfast_tests::fake_containerd::Mood;
+use holdfast_tests::process::Stopped;
 use holdfast_tests::shim::{Status, TASK};
 use holdfast_tests::wire::{CallError, Code, Connection, Frame};
 use holdfast_tests::{Bundle, FakeWorld, Shim, Stdio, eventually, process};
@@ -184,11 +185,11 @@ fn trap_08_of_a_hundred_execs_with_the_same_id_exactly_one_wins() {
         bytes[at].extend(Frame::request(stream, TASK, "Exec", payload).to_bytes());
         askers.push((at, stream, n));
     }
-    shim.process().signal(Signal::SIGSTOP);
+    let stopped = Stopped::new(shim.process().pid());
     for (connection, bytes) in connections.iter_mut().zip(&bytes) {
         connection.send(bytes).unwrap();
     }
-    shim.process().signal(Signal::SIGCONT);
+    drop(stopped);
     let mut winners = Vec::new();
     for (at, stream, n) in askers {
         match connections[at].finish::<Empty>(stream) {

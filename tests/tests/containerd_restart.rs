@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use holdfast_tests::container::Container;
+use holdfast_tests::gate;
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
-use holdfast_tests::process::ChildProcess;
+use holdfast_tests::process::{self, ChildProcess, Stopped, until_gone};
 use holdfast_tests::programs::Version;
-use holdfast_tests::{Process, eventually, process};
+use holdfast_tests::{Process, eventually};
 use nix::sys::signal::Signal;
 
 matrix!(
@@ -33,18 +34,13 @@ matrix!(
 /// A container that runs until it is killed.
 const SLEEPER: &str = "exec /bin/sleep 1000";
 
-/// A script that waits for the file of [`gate`] and then goes on.
+/// A script that waits at the gate and then goes on.
 fn gated(then: &str) -> String {
-    format!("while [ ! -e /gate ]; do /bin/sleep 0.02; done; {then}")
+    format!("{}; {then}", gate::wait_at("go"))
 }
 
-fn gate(real: &Real<'_>) -> PathBuf {
-    real.containerd.rootfs().join("gate")
-}
-
-#[track_caller]
-fn until_dead(pid: u32) {
-    eventually("it should end", || if process::is_alive(pid) { Err(process::describe(pid)) } else { Ok(()) });
+fn open_gate(real: &Real<'_>) {
+    gate::open(real.containerd.rootfs(), "go");
 }
 
 fn a_running_container_is_found_again(real: &Real<'_>) {
@@ -67,7 +63,7 @@ fn a_paused_container_is_found_and_resumed(real: &Real<'_>) {
     let pid = container.run_detached(&gated("exit 3"));
     real.containerd.ok(&["task", "pause", &container.id]);
     real.containerd.kill();
-    fs::write(gate(real), "").unwrap();
+    open_gate(real);
     real.containerd.resume();
     assert_eq!(real.containerd.task(&container.id), Some(("PAUSED".into(), pid)));
     real.containerd.ok(&["task", "resume", &container.id]);
@@ -171,10 +167,10 @@ fn exits_while_down(real: &Real<'_>, then: &str, signal: Option<Signal>, status:
     let pid = container.run_detached(&gated(then));
     real.containerd.kill();
     match signal {
-        None => fs::write(gate(real), "").unwrap(),
+        None => open_gate(real),
         Some(signal) => Process::of(pid).signal(signal),
     }
-    until_dead(pid);
+    until_gone(pid);
     real.containerd.resume();
     assert_eq!(real.containerd.wait_for_status(&container.id, "STOPPED"), pid);
     assert_eq!(real.containerd.delete(&container.id), status);
@@ -207,8 +203,8 @@ fn an_exec_runs_on_and_tells_its_status(real: &Real<'_>) {
     assert!(process::is_alive(pid));
     real.containerd.resume();
     assert!(container.pids().contains(&pid));
-    fs::write(gate(real), "").unwrap();
-    until_dead(pid);
+    open_gate(real);
+    until_gone(pid);
     assert_eq!(delete_exec(real, &container), Some(9));
     real.containerd.remove(&container.id);
 }
@@ -218,8 +214,8 @@ fn an_exec_that_ends_meanwhile_tells_its_status(real: &Real<'_>) {
     let init = container.run_detached(SLEEPER);
     let pid = start_exec(real, &container, init);
     real.containerd.kill();
-    fs::write(gate(real), "").unwrap();
-    until_dead(pid);
+    open_gate(real);
+    until_gone(pid);
     real.containerd.resume();
     assert_eq!(delete_exec(real, &container), Some(9));
     assert_eq!(real.containerd.task(&container.id), Some(("RUNNING".into(), init)));
@@ -263,7 +259,7 @@ fn fifty_containers_are_all_found_again(real: &Real<'_>) {
             assert_eq!(tasks.get(&container.id), Some(&(status.into(), *pid)));
         }
     }
-    fs::write(gate(real), "").unwrap();
+    open_gate(real);
     eventually("all should end", || {
         let running: Vec<_> = real.containerd.tasks().into_iter().filter(|(_, (s, _))| s != "STOPPED").collect();
         if running.is_empty() { Ok(()) } else { Err(running) }
@@ -280,7 +276,7 @@ fn a_wedged_shim_takes_no_other_with_it(real: &Real<'_>) {
     let mut containers = run_many(real, 4, "exit 6");
     let (wedged, wedged_pid) = containers.remove(1);
     let shim = wedged.shim();
-    shim.signal(Signal::SIGSTOP);
+    let stopped = Stopped::new(shim.pid());
     real.containerd.kill();
     real.containerd.resume();
     let tasks = real.containerd.tasks();
@@ -289,8 +285,8 @@ fn a_wedged_shim_takes_no_other_with_it(real: &Real<'_>) {
         assert_eq!(container.exec("e1", &[], &["/bin/echo", "here"]).stdout, b"here\n");
     }
     assert_eq!(tasks.get(&wedged.id), None);
-    until_dead(wedged_pid);
-    shim.signal(Signal::SIGCONT);
+    until_gone(wedged_pid);
+    drop(stopped);
     shim.wait_gone();
     real.containerd.ok(&["container", "delete", &wedged.id]);
     for (container, _) in &containers {

@@ -9,12 +9,12 @@ use std::process::{Command, Output};
 use containerd_shim_protos::api::StartRequest;
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use holdfast_tests::fake_runtime::Behaviour;
+use holdfast_tests::process::Stopped;
 use holdfast_tests::shim::{NAMESPACE, Status, TASK, delete_response};
 use holdfast_tests::skip::{is_root, skip};
 use holdfast_tests::wire::Code;
 use holdfast_tests::{Bundle, FakeWorld, Process, Shim, Stdio, eventually, process};
 use nix::mount::{MsFlags, mount};
-use nix::sys::signal::Signal;
 use protobuf::Message;
 
 fn running(world: &FakeWorld) -> (Bundle, Shim, Process) {
@@ -152,14 +152,14 @@ fn a_shim_that_was_given_up_while_it_was_stopped_ends_when_it_goes_on() {
     for connection_stays in [false, true] {
         let world = FakeWorld::new();
         let (bundle, shim, container) = running(&world);
-        shim.process().signal(Signal::SIGSTOP);
+        let stopped = Stopped::new(shim.process().pid());
         world.launch(&bundle).delete();
         container.wait_gone();
         fs::remove_dir_all(bundle.dir()).unwrap();
         let socket = shim.socket().to_owned();
         let (process, connection) = shim.into_parts();
         let _connection = connection_stays.then_some(connection);
-        process.signal(Signal::SIGCONT);
+        drop(stopped);
         process.wait_gone();
         assert!(!socket.exists());
         assert_eq!(world.scene.run_files_but_events(), Vec::<String>::new());
@@ -397,7 +397,7 @@ fn a_shim_whose_connection_was_lost_deletes_its_container_itself() {
 fn a_shim_that_is_stuck_is_not_waited_for() {
     let world = FakeWorld::new();
     let (bundle, shim, container) = running(&world);
-    shim.process().signal(Signal::SIGSTOP);
+    let _stopped = Stopped::new(shim.process().pid());
     let reply = world.launch(&bundle).delete();
     assert_eq!((reply.pid, reply.exit_status), (container.pid(), 137));
     container.wait_gone();

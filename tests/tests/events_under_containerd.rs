@@ -99,7 +99,7 @@ fn let_end(real: &Real<'_>, pids: [u32; 3]) {
         // Without waiting for a reader, which would be in vain if it were dead.
         let open = || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&gate);
         eventually("it should wait to go on", open).write_all(b"\n").unwrap();
-        eventually("it should end", || if process::is_alive(pid) { Err(process::describe(pid)) } else { Ok(()) });
+        process::until_gone(pid);
     }
 }
 

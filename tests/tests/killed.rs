@@ -87,7 +87,7 @@ fn a_server_that_is_killed_while_it_comes_up_leaves_a_start_that_failed() {
         let launch = world.launch(&bundle);
         let (command, stdin) = launch.start_command();
         let (start, ends) = tracer::run_until_in_child(command, stdin, point);
-        eventually("start should end", || if process::is_alive(start) { Err(process::state(start)) } else { Ok(()) });
+        process::until_gone(start);
         // If it had not come that far when it was ready.
         for pid in process::marked(bundle.id()) {
             holdfast_tests::Process::of(pid).kill();

@@ -176,7 +176,7 @@ fn deleting_what_was_never_started_completes_its_waiters() {
     shim.delete("").unwrap();
     let reply: containerd_shim_protos::api::WaitResponse = shim.connection.finish(waiter).unwrap();
     assert_eq!(reply.exit_status, 137);
-    eventually("the created process should be gone", || if process::is_alive(pid) { Err(pid) } else { Ok(()) });
+    process::until_gone(pid);
     let story = world.containerd.wait_for(bundle.id(), "delete 137");
     assert_eq!(story, ["create", "exit 137", "delete 137"]);
     shim.shutdown();

@@ -4,9 +4,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, kill_hard, until};
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::{ChildProcess, Stopped, is_alive, kill_hard};
+use holdfast_tests::until;
 use nix::sys::signal::Signal;
 
 /// Says that it runs and ends with 143 on SIGTERM.
@@ -17,9 +19,7 @@ const DEAF: &str = "trap '' TERM; echo up; while :; do sleep 0.1; done";
 
 /// Runs a container with these options, and waits until it has set its traps.
 fn up(host: &Holdfastd, name: &str, options: &[&str], script: &str) {
-    let rootfs = host.rootfs();
-    let head = ["run", "-d", "--name", name, "--rootfs", &rootfs];
-    host.holdfast(&[&head[..], options, &["--", "/bin/sh", "-c", script]].concat()).ok();
+    host.run_with(name, options, script);
     until("it is up", || host.holdfast(&["logs", name]).out.contains("up").then_some(()));
 }
 
@@ -36,8 +36,17 @@ fn reconfigure(host: &mut Holdfastd, settings: &str) {
     host.restart();
 }
 
-fn client(host: &Holdfastd, args: &[&str]) -> Child {
-    host.command("holdfast").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+fn client(host: &Holdfastd, args: &[&str]) -> ChildProcess {
+    ChildProcess::spawn(host.command("holdfast").args(args).stdin(Stdio::null()).stdout(Stdio::piped()))
+}
+
+/// How many connections the supervisor has accepted that are open still.
+fn connections(host: &Holdfastd) -> usize {
+    let socket = host.run_dir().join("holdfastd.sock").display().to_string();
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // Those that nobody has accepted are in another state than 03.
+    let accepted = |fields: &Vec<&str>| fields.get(5) == Some(&"03") && fields.get(7) == Some(&socket.as_str());
+    all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(accepted).count()
 }
 
 /// Bundles, records and sockets: what only lives as long as a shim.
@@ -63,33 +72,36 @@ fn line_of(host: &Holdfastd, name: &str) -> String {
     lines[0].to_owned()
 }
 
-fn status(host: &Holdfastd, name: &str) -> String {
-    host.inspect(name)["status"].as_str().unwrap().to_owned()
-}
-
+/// Neither the container nor a client ends by itself, and each of the times that could end them is an hour: so that it
+/// leaves at all shows that it waits for none of them.
 #[test]
 fn with_live_restore_it_leaves_at_once_though_clients_are_attached() {
     let mut host = Holdfastd::start();
-    up(&host, "web", &[], POLITE);
+    reconfigure(&mut host, "live-restore = true\nshutdown-timeout = \"1h\"\n");
+    up(&host, "web", &["--stop-timeout", "3600"], DEAF);
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
-    let attached = client(&host, &["attach", "--no-stdin", "web"]);
-    let wait = client(&host, &["wait", "web"]);
+    let mut exec =
+        client(&host, &["exec", "web", "/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]);
+    // Those that stay until the container ends, and print when they are there; and one that prints nothing.
+    let attach = client(&host, &["attach", "--no-stdin", "web"]);
     let follow = client(&host, &["logs", "-f", "web"]);
-    let mut exec = client(&host, &["exec", "web", "/bin/sh", "-c", "echo in; exec sleep 1000"]);
+    let wait = client(&host, &["wait", "web"]);
     let mut line = String::new();
-    BufReader::new(exec.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "in\n");
-    host.signal(Signal::SIGTERM);
-    assert_eq!(host.ended(), Some(0));
+    BufReader::new(exec.child().stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let mut clients = [exec, attach, follow, wait];
+    until("all clients are served", || (connections(&host) >= clients.len()).then_some(()));
+    let stopped: Vec<Stopped> = clients.iter().map(|client| Stopped::new(client.pid())).collect();
+    assert_eq!(host.terminate(), Some(0));
     assert!(is_alive(pid) && is_alive(shim), "nobody is stopped");
+    assert!(clients.iter().all(ChildProcess::is_alive), "no client has gone before it");
     assert!(!host.said_by_supervisor().contains("stopping all containers"));
     host.restart();
     assert_eq!(host.class("web"), "reattached");
-    host.holdfast(&["stop", "web"]).ok();
-    assert_eq!(Said::from(wait.wait_with_output().unwrap()).code, 143);
-    assert_eq!(Said::from(attached.wait_with_output().unwrap()).code, 143);
-    Said::from(follow.wait_with_output().unwrap()).ok();
-    exec.wait().unwrap();
+    drop(stopped);
+    host.holdfast(&["kill", "web"]).ok();
+    let codes = clients.each_mut().map(|client| client.wait().code());
+    assert_eq!(codes, [Some(137), Some(137), Some(0), Some(137)], "they have gone on");
 }
 
 #[test]
@@ -122,7 +134,7 @@ fn without_live_restore_all_are_stopped_each_in_its_own_way_and_nothing_is_left(
     for (name, code) in [("polite", 143), ("other", 7), ("deaf", 137)] {
         let said = host.holdfast(&["wait", name]);
         assert_eq!(said.code, code, "{name}: the status is kept: {said:?}");
-        assert_eq!(status(&host, name), "exited");
+        assert_eq!(host.status(name), "exited");
     }
     assert_eq!(host.holdfast(&["inspect", "gone"]).code, 125, "it was to be removed at its end");
 }
@@ -139,10 +151,10 @@ fn what_was_stopped_with_the_supervisor_is_started_again_by_the_next_as_its_poli
     assert_eq!(host.terminate(), Some(0));
     host.restart();
     for name in ["always", "unless-stopped"] {
-        until("it runs again", || (status(&host, name) == "running").then_some(()));
+        host.until_status(name, "running");
     }
     assert_ne!(host.pid("always", "pid"), before);
-    assert_eq!((status(&host, "no"), status(&host, "stopped")), ("exited".to_owned(), "exited".to_owned()));
+    assert_eq!((host.status("no"), host.status("stopped")), ("exited".to_owned(), "exited".to_owned()));
 }
 
 #[test]
@@ -160,7 +172,7 @@ fn a_second_sigterm_kills_and_a_third_does_not_wait() {
     up(&host, "deaf", &["--stop-timeout", "3600"], DEAF);
     let pid = host.pid("deaf", "pid");
     host.signal(Signal::SIGTERM);
-    until("it stops", || (status(&host, "deaf") == "stopping").then_some(()));
+    host.until_status("deaf", "stopping");
     assert!(is_alive(pid), "it has its time");
     let refused = host.holdfast(&["run", "-d", "--rootfs", &host.rootfs(), "--", "/bin/sh"]);
     assert!(refused.code == 125 && refused.err.contains("starts nothing more"), "{refused:?}");
@@ -176,9 +188,9 @@ fn a_second_sigterm_kills_and_a_third_does_not_wait() {
     up(&host, "wedged", &["--stop-timeout", "3600"], DEAF);
     let (pid, shim) = (host.pid("wedged", "pid"), host.pid("wedged", "shim_pid"));
     // A shim that does not answer holds up what the second signal asks for.
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim.cast_signed()), Signal::SIGSTOP).unwrap();
+    let stopped = Stopped::new(shim);
     host.signal(Signal::SIGTERM);
-    until("the first is taken", || (status(&host, "wedged") == "stopping").then_some(()));
+    host.until_status("wedged", "stopping");
     host.signal(Signal::SIGTERM);
     let again = "told to end again";
     until("the second is taken", || (host.said_by_supervisor().matches(again).count() == 2).then_some(()));
@@ -186,7 +198,7 @@ fn a_second_sigterm_kills_and_a_third_does_not_wait() {
     assert_eq!(host.ended(), Some(0));
     assert!(host.said_by_supervisor().contains("for the third time"));
     assert!(is_alive(pid), "it did not wait for it");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim.cast_signed()), Signal::SIGCONT).unwrap();
+    drop(stopped);
 }
 
 #[test]
@@ -203,7 +215,7 @@ fn a_wedged_shim_does_not_outlive_the_shutdown() {
     let mut host = without_live_restore("shutdown-timeout = \"1s\"\n");
     up(&host, "wedged", &[], POLITE);
     let (pid, shim) = (host.pid("wedged", "pid"), host.pid("wedged", "shim_pid"));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim.cast_signed()), Signal::SIGSTOP).unwrap();
+    let _stopped = Stopped::new(shim);
     assert_eq!(host.terminate(), Some(0));
     assert!(!is_alive(pid) && !is_alive(shim));
     assert_eq!(traces(&host), Vec::<String>::new());
@@ -221,10 +233,10 @@ fn survivors_of_a_kill_are_stopped_without_live_restore_after_the_api_answers() 
     // It answers, although one of them has an hour to stop.
     host.restart();
     assert!(is_alive(slow));
-    assert_eq!(status(&host, "slow"), "stopping");
-    until("the other ends", || (status(&host, "once") == "exited").then_some(()));
+    assert_eq!(host.status("slow"), "stopping");
+    host.until_status("once", "exited");
     until("its policy applies", || {
-        (host.inspect("web")["pid"] != web && status(&host, "web") == "running").then_some(())
+        (host.inspect("web")["pid"] != web && host.status("web") == "running").then_some(())
     });
     assert!(line_of(&host, "web").contains("by its stop signal"));
     let killed = host.holdfast(&["kill", "slow"]);
@@ -242,7 +254,7 @@ fn a_second_supervisor_is_refused_by_name_and_harms_nothing() {
     let lock = host.run_dir().join("holdfastd.lock");
     assert!(said.err.contains("another holdfastd") && said.err.contains(lock.to_str().unwrap()), "{}", said.err);
     assert!(is_alive(pid));
-    assert_eq!(status(&host, "web"), "running", "the first answers");
+    assert_eq!(host.status("web"), "running", "the first answers");
     assert_eq!(host.holdfast(&["exec", "web", "/bin/sh", "-c", "exit 3"]).code, 3);
 }
 
@@ -253,10 +265,10 @@ fn stop_all_stops_whatever_runs_by_request() {
     up(&host, "deaf", &[], DEAF);
     let said = host.holdfast(&["stop", "--all", "--time", "1"]);
     assert_eq!((said.code, said.out.lines().count()), (0, 2), "{said:?}");
-    assert_eq!((status(&host, "web"), status(&host, "deaf")), ("exited".to_owned(), "exited".to_owned()));
+    assert_eq!((host.status("web"), host.status("deaf")), ("exited".to_owned(), "exited".to_owned()));
     host.kill();
     host.restart();
-    assert_eq!(status(&host, "web"), "exited", "it was asked for");
+    assert_eq!(host.status("web"), "exited", "it was asked for");
 }
 
 /// What all the forms of the machine's shutdown have in common.
@@ -271,7 +283,7 @@ fn check_the_shutdown(mut host: Holdfastd, said: &Said, pids: &[u32]) {
     assert!(line("web").contains("by its stop signal") && line("web").ends_with("exit status 143"), "{said:?}");
     assert!(line("deaf").contains("killed after its stop timeout") && line("deaf").ends_with("exit status 137"));
     host.restart();
-    until("it is started again", || (status(&host, "web") == "running").then_some(()));
+    host.until_status("web", "running");
     assert_eq!(host.holdfast(&["wait", "deaf"]).code, 137, "and the others' statuses are kept");
 }
 
@@ -286,7 +298,7 @@ fn the_machines_shutdown_ends_all_and_a_living_supervisor_restarts_none() {
     let mut host = Holdfastd::start();
     let pids = two_to_stop(&host);
     let said = host.holdfast(&["stop", "--all", "--shutdown"]);
-    assert_eq!(status(&host, "web"), "exited", "holdfastd answers, and leaves it");
+    assert_eq!(host.status("web"), "exited", "holdfastd answers, and leaves it");
     assert!(host.holdfast(&["start", "web"]).err.contains("starts nothing more"));
     assert_eq!(host.terminate(), Some(0));
     check_the_shutdown(host, &said, &pids);
@@ -306,7 +318,7 @@ fn the_machines_shutdown_ends_all_without_a_supervisor_too() {
 fn the_machines_shutdown_does_not_wait_for_a_wedged_supervisor() {
     let mut host = Holdfastd::start();
     let pids = two_to_stop(&host);
-    host.signal(Signal::SIGSTOP);
+    let _stopped = Stopped::new(host.daemon_pid());
     let said = host.holdfast(&["stop", "--all", "--shutdown"]);
     assert!(said.err.contains("does not answer"), "{said:?}");
     host.kill();
@@ -322,11 +334,11 @@ fn the_machines_shutdown_reaches_containers_whose_shims_are_dead_or_wedged() {
     let (dead, wedged) = (host.pid("orphan", "shim_pid"), host.pid("wedged", "shim_pid"));
     host.kill();
     kill_hard(dead);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(wedged.cast_signed()), Signal::SIGSTOP).unwrap();
+    let stopped = Stopped::new(wedged);
     let said = host.holdfast(&["stop", "--all", "--shutdown"]);
     assert_eq!((said.code, said.out.lines().count()), (0, 2), "{said:?}");
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(wedged.cast_signed()), Signal::SIGCONT).unwrap();
+    drop(stopped);
 }
 
 #[test]

@@ -4,10 +4,10 @@
 use std::fs;
 use std::process::Output;
 
-use holdfast_tests::eventually;
 use holdfast_tests::logger::{End, Logger};
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
+use holdfast_tests::{eventually, gate};
 
 matrix!(
     a_logger_has_every_byte_of_a_burst_when_ctr_has_ended,
@@ -77,12 +77,12 @@ fn an_exec_has_a_logger_of_its_own(real: &Real<'_>) {
 fn a_logger_outlives_containerd(real: &Real<'_>) {
     let container = real.container();
     let logger = Logger::new(real.scene, "l");
-    let script = "echo before; while [ ! -e /gate ]; do /bin/sleep 0.02; done; echo meanwhile; exec /bin/sleep 1000";
-    let output = container.run(&["--detach", "--log-uri", &logger.address("binary")], script);
+    let script = format!("echo before; {}; echo meanwhile; exec /bin/sleep 1000", gate::wait_at("go"));
+    let output = container.run(&["--detach", "--log-uri", &logger.address("binary")], &script);
     assert!(output.status.success(), "{}", real.containerd.complain(&output));
     real.containerd.wait_for_status(&container.id, "RUNNING");
     real.containerd.kill();
-    fs::write(real.containerd.rootfs().join("gate"), "").unwrap();
+    gate::open(real.containerd.rootfs(), "go");
     eventually("it should be logged with no containerd", || {
         let text = logger.text("stdout");
         if text == "before\nmeanwhile\n" { Ok(()) } else { Err(text) }

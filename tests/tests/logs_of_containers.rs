@@ -5,9 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use holdfast_tests::holdfastd::{Holdfastd, Said, until};
+use holdfast_tests::gate::wait_at;
+use holdfast_tests::holdfastd::{Holdfastd, Said};
 use holdfast_tests::journal::{FakeJournal, RealJournal, fake_journalctl};
 use holdfast_tests::skip::skip;
+use holdfast_tests::until;
 
 /// Prints its numbers slowly enough for a reader to come and go, fast enough to be rotated under its hands.
 const PRINTER: &str = "i=1; while [ $i -le 3000 ]; do echo $i; i=$((i+1)); done; sleep 0.1; \
@@ -168,13 +170,12 @@ fn what_is_in_the_journal_is_read_and_followed_by_journalctl() {
     let said = |arguments: &[&str]| Said::from(command(arguments).output().unwrap());
     let options = ["--log-driver", "journald", "--log-opt", "tag={{.Name}}!"];
     run(&host, "other", &options, "echo out; echo err >&2");
-    let script = "i=1; while [ $i -le 500 ]; do echo $i; i=$((i+1)); done; printf '\\377\\n'; \
-                  while ! [ -e /go ]; do sleep 0.05; done";
-    run(&host, "web", &options, script);
+    let counted = "i=1; while [ $i -le 500 ]; do echo $i; i=$((i+1)); done; printf '\\377\\n'";
+    run(&host, "web", &options, &format!("{counted}; {}", wait_at("go")));
     let follower = command(&["logs", "-f", "web"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // This journal cannot be told to take all that was sent before something else.
     until("the journal has everything", || (journal.count() == 503).then_some(()));
-    fs::write(Path::new(&host.rootfs()).join("go"), "").unwrap();
+    host.open_gate("go");
     let followed = follower.wait_with_output().unwrap();
     assert!(followed.stdout.ends_with(b"\n500\n\xff\n"), "bytes come as they were");
     let followed = Said::from(followed);

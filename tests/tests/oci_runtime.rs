@@ -7,16 +7,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
-use holdfast_tests::oci_bundle::{Bundle, eventually};
+use holdfast_tests::oci_bundle::Bundle;
+use holdfast_tests::process::is_alive;
+use holdfast_tests::skip::skip;
+use holdfast_tests::until;
 use serde_json::{Value, json};
 
 fn bundle() -> Option<Bundle> {
     Bundle::new("holdfast-oci")
-}
-
-fn is_alive(pid: i64) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !stat.is_empty() && !stat.rsplit(')').next().unwrap_or_default().trim().starts_with('Z')
 }
 
 #[test]
@@ -29,7 +27,7 @@ fn a_container_lives_from_create_to_delete_and_leaves_nothing() {
     assert_eq!(c.output(), "", "the program must not run before start");
     c.ok(&["start", c.id()]);
     assert_eq!(c.status(), "running");
-    eventually("output", || (c.output() == "hello\n").then_some(()));
+    until("output", || (c.output() == "hello\n").then_some(()));
     assert!(c.fails(&["start", c.id()]).contains("cannot start an already running container"));
     assert!(c.fails(&["delete", c.id()]).contains("not stopped"));
     c.ok(&["kill", c.id(), "KILL"]);
@@ -46,7 +44,7 @@ fn a_container_lives_from_create_to_delete_and_leaves_nothing() {
 fn an_id_can_be_used_once() {
     let Some(c) = bundle() else { return };
     c.create(&[]).unwrap();
-    let pid = c.state()["pid"].as_i64().unwrap();
+    let pid = c.pid();
     assert!(c.create(&[]).unwrap_err().contains("already exists"));
     assert_eq!(c.status(), "created");
     assert!(is_alive(pid), "the failed create must not harm the first container");
@@ -58,7 +56,7 @@ fn a_paused_container_that_gets_a_signal_is_still_paused_and_can_be_resumed() {
     c.write(&c.spec(&["sh", "-c", "trap 'echo hup' HUP; echo ready; while :; do sleep 0.01; done"]));
     c.start();
     // Before that the signal would find no handler, and the first process of a pid namespace ignores it then.
-    eventually("ready", || (c.output() == "ready\n").then_some(()));
+    until("ready", || (c.output() == "ready\n").then_some(()));
     c.ok(&["pause", c.id()]);
     assert_eq!(c.status(), "paused");
     assert!(c.fails(&["exec", c.id(), "true"]).contains("paused"));
@@ -67,7 +65,7 @@ fn a_paused_container_that_gets_a_signal_is_still_paused_and_can_be_resumed() {
     assert_eq!(c.output(), "ready\n");
     c.ok(&["resume", c.id()]);
     assert_eq!(c.status(), "running");
-    eventually("the trap", || c.output().contains("hup").then_some(()));
+    until("the trap", || c.output().contains("hup").then_some(()));
     assert!(c.fails(&["resume", c.id()]).contains("not paused"));
 }
 
@@ -85,7 +83,7 @@ fn what_the_caller_ignores_is_not_ignored_inside() {
         .status();
     assert!(ignoring.unwrap().success());
     c.ok(&["start", c.id()]);
-    eventually("its own words", || c.output().ends_with('\n').then_some(()));
+    until("its own words", || c.output().ends_with('\n').then_some(()));
     assert_eq!(c.output(), "SigIgn:\t0000000000000000\n");
 }
 
@@ -112,7 +110,7 @@ fn a_paused_container_can_be_killed() {
 fn a_process_that_got_the_containers_pid_later_is_not_signalled() {
     let Some(c) = bundle() else { return };
     c.start();
-    let pid = c.state()["pid"].as_i64().unwrap();
+    let pid = c.pid();
     let file = c.state_dir().join("state.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     let original = record.clone();
@@ -134,13 +132,13 @@ fn kill_all_reaches_every_process_of_the_cgroup() {
     spec["linux"]["namespaces"] = json!([{ "type": "mount" }]);
     c.write(&spec);
     c.start();
-    eventually("ready", || c.output().contains("ready").then_some(()));
-    let pids: Vec<i64> = serde_json::from_str(&c.ok(&["ps", "--format", "json", c.id()])).unwrap();
+    until("ready", || c.output().contains("ready").then_some(()));
+    let pids: Vec<u32> = serde_json::from_str(&c.ok(&["ps", "--format", "json", c.id()])).unwrap();
     assert_eq!(pids.len(), 3);
     c.ok(&["kill", c.id(), "KILL"]);
     c.until("stopped");
     c.ok(&["kill", "--all", c.id(), "9"]);
-    eventually("all gone", || (!pids.iter().any(|&pid| is_alive(pid))).then_some(()));
+    until("all gone", || (!pids.iter().any(|&pid| is_alive(pid))).then_some(()));
     assert_eq!(c.ok(&["ps", "--format", "json", c.id()]).trim(), "null");
 }
 
@@ -227,7 +225,7 @@ fn delete_with_force_takes_whatever_there_is() {
     c.ok(&["delete", "--force", c.id()]);
     assert!(!c.state_dir().exists());
     c.start();
-    let pid = c.state()["pid"].as_i64().unwrap();
+    let pid = c.pid();
     c.ok(&["delete", "--force", c.id()]);
     assert!(!is_alive(pid));
     assert!(!c.state_dir().exists());
@@ -291,8 +289,8 @@ fn a_detached_exec_is_listed_and_named_in_its_pid_file() {
     let mut command = c.command();
     command.args(["exec", "--process", "process.json", "--detach", "--pid-file", "exec.pid", c.id()]);
     assert!(command.stdout(Stdio::null()).status().unwrap().success());
-    let pid: i64 = fs::read_to_string(c.dir().join("exec.pid")).unwrap().parse().unwrap();
-    let pids: Vec<i64> = serde_json::from_str(&c.ok(&["ps", "--format", "json", c.id()])).unwrap();
+    let pid: u32 = fs::read_to_string(c.dir().join("exec.pid")).unwrap().parse().unwrap();
+    let pids: Vec<u32> = serde_json::from_str(&c.ok(&["ps", "--format", "json", c.id()])).unwrap();
     assert!(pids.contains(&pid) && pids.len() == 2, "{pids:?}");
     // The payload has been executed when exec returns.
     assert!(fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap().starts_with("sleep"));
@@ -307,7 +305,7 @@ fn neither_create_nor_exec_leaks_a_descriptor() {
     let copy = nix::unistd::dup(&leak).unwrap();
     c.start();
     // ls has one more, for the directory it reads.
-    eventually("ls", || (c.output().lines().count() >= 4).then_some(()));
+    until("ls", || (c.output().lines().count() >= 4).then_some(()));
     assert_eq!(c.output(), "0\n1\n2\n3\n");
     assert_eq!(c.ok(&["exec", c.id(), "ls", "/proc/self/fd"]), "0\n1\n2\n3\n");
     drop(copy);
@@ -317,7 +315,7 @@ fn neither_create_nor_exec_leaks_a_descriptor() {
 fn a_container_cannot_write_to_the_runtime_that_entered_it() {
     let Some(c) = bundle() else { return };
     if !c.runtime_is_static() {
-        return eprintln!("SKIPPED: the runtime needs a loader, which the container has not");
+        return skip("the runtime needs a loader, which the container has not");
     }
     c.start();
     let rootfs = c.rootfs();
@@ -327,7 +325,7 @@ fn a_container_cannot_write_to_the_runtime_that_entered_it() {
     inside.args(["exec", c.id(), "/proc/self/exe", "--root", "/none", "--log", "/tmp/fifo", "state", "x"]);
     let mut inside = inside.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let find = "for p in /proc/[0-9]*; do grep -q fifo $p/cmdline 2>/dev/null && echo ${p#/proc/}; done";
-    let pid = eventually("the runtime in the container", || {
+    let pid = until("the runtime in the container", || {
         c.ok(&["exec", c.id(), "sh", "-c", find]).lines().find_map(|line| {
             let is_runtime = c.ok(&["exec", c.id(), "sh", "-c", &format!("readlink /proc/{line}/exe || true")]);
             is_runtime.contains("holdfast").then(|| line.to_owned())
@@ -374,7 +372,7 @@ fn an_exec_is_in_the_user_namespace_of_its_container() {
     let map = |text: &str| text.split_ascii_whitespace().map(str::to_owned).collect::<Vec<String>>();
     let expected = ["0", "100000", "1000", "1000", "300000", "10"];
     assert_eq!(map(&c.ok(&["exec", c.id(), "cat", "/proc/self/uid_map"])), expected);
-    let pid = c.state()["pid"].as_i64().unwrap();
+    let pid = c.pid();
     assert_eq!(map(&fs::read_to_string(format!("/proc/{pid}/gid_map")).unwrap()), expected);
 }
 
@@ -474,7 +472,7 @@ fn update_changes_limits() {
     let Some(c) = bundle() else { return };
     let unified = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
     if !unified.contains("pids") && !fs::exists("/sys/fs/cgroup/pids").unwrap() {
-        return eprintln!("SKIPPED: no pids controller");
+        return skip("there is no pids controller");
     }
     let mut spec = c.spec(&["sleep", "1000"]);
     spec["linux"]["resources"]["pids"] = json!({ "limit": 50 });

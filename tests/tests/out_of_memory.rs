@@ -12,7 +12,9 @@ use holdfast_proto::record::Record;
 use holdfast_tests::shim::{Status, options_any};
 use holdfast_tests::skip::{is_root, skip};
 use holdfast_tests::wire::Code;
-use holdfast_tests::{Bundle, FakeContainerd, Freezable, Launch, Scene, Shim, Stdio, eventually, process, programs};
+use holdfast_tests::{
+    Bundle, FakeContainerd, Freezable, Launch, Scene, Shim, Stdio, eventually, gate, process, programs,
+};
 use protobuf::Message;
 use serde_json::json;
 
@@ -107,7 +109,7 @@ fn the_record_says_who_lacked_memory_also_after_a_freeze_and_the_death_of_the_sh
     let Some(program) = runc() else { return };
     let scene = Scene::new();
     let _containerd = FakeContainerd::start(&scene);
-    let script = format!("until [ -e /go ]; do sleep 0.02; done; exec {EATER}");
+    let script = format!("{}; exec {EATER}", gate::wait_at("go"));
     let bundle = limited(&scene, &script);
     let launch = Launch::new(&scene, &bundle).runtime(&program);
     let (mut host, mut shim) = Freezable::serve(&scene, &bundle, &launch);
@@ -125,7 +127,7 @@ fn the_record_says_who_lacked_memory_also_after_a_freeze_and_the_death_of_the_sh
     assert_eq!(shim.wait_status("a"), 137);
     assert_eq!(recorded(&scene), (1, vec!["a".to_owned()]), "known as soon as anybody is told");
     host.freeze_and_thaw();
-    fs::write(bundle.path("rootfs/go"), "").unwrap();
+    gate::open(bundle.path("rootfs"), "go");
     // Its init may be killed, or the exec with it, which the kernel does when init is dead.
     assert_eq!(shim.wait_status(""), 137);
     let (times, killed) = recorded(&scene);
@@ -267,16 +269,14 @@ fn out_of_memory_during_a_freeze_is_told_after_it() {
     let Some(program) = runc() else { return };
     let scene = Scene::new();
     let containerd = FakeContainerd::start(&scene);
-    let script = format!(
-        "until [ -e /first ]; do sleep 0.02; done; {EATER}; until [ -e /then ]; do sleep 0.02; done; exec {EATER}"
-    );
+    let script = format!("{}; {EATER}; {}; exec {EATER}", gate::wait_at("first"), gate::wait_at("then"));
     let bundle = limited(&scene, &script);
     let launch = Launch::new(&scene, &bundle).runtime(&program);
     let (mut host, mut shim) = Freezable::serve(&scene, &bundle, &launch);
     shim.run(&Stdio::none());
     for (told, file) in ["first", "then"].into_iter().enumerate() {
         host.freeze();
-        fs::write(bundle.path("rootfs").join(file), "").unwrap();
+        gate::open(bundle.path("rootfs"), file);
         eventually("a process should be killed", || if kills(&bundle) > told { Ok(()) } else { Err(kills(&bundle)) });
         assert_eq!(count(&containerd.story(bundle.id()), "oom"), told);
         host.thaw();

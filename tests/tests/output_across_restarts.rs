@@ -7,12 +7,13 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use holdfast_tests::Reader;
+use holdfast_tests::gate;
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
 use holdfast_tests::numbered::{FOUR_MB, Random, assert_all, lines};
-use holdfast_tests::process::{self, ChildProcess};
+use holdfast_tests::process::{ChildProcess, until_gone};
 use holdfast_tests::stdio::wander;
-use holdfast_tests::{Reader, eventually};
 
 matrix!(
     a_reader_that_comes_and_goes_misses_no_line_when_containerd_is_killed,
@@ -25,12 +26,11 @@ const IN_HAND: usize = 32 << 10;
 
 /// Prints [`FOUR_MB`] lines: so many at once, the rest when the gate has opened; and exits with 5.
 fn print(at_once: usize) -> String {
-    let wait = |gate: &str| format!("while [ ! -e /{gate} ]; do /bin/sleep 0.02; done");
     format!(
         "{}; /bin/busybox seq 0 {}; {}; /bin/busybox seq {at_once} {}; exit 5",
-        wait("begin"),
+        gate::wait_at("begin"),
         at_once - 1,
-        wait("go-on"),
+        gate::wait_at("go-on"),
         FOUR_MB - 1
     )
 }
@@ -40,7 +40,7 @@ fn tail_of(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
 }
 
 fn open_gate(real: &Real<'_>, name: &str) {
-    fs::write(real.containerd.rootfs().join(name), "").unwrap();
+    gate::open(real.containerd.rootfs(), name);
 }
 
 /// The FIFO that ctr has made for the output.
@@ -49,11 +49,6 @@ fn fifo(real: &Real<'_>) -> PathBuf {
     let dirs = fs::read_dir(real.scene.path("fifos")).unwrap().flatten();
     let mut files = dirs.flat_map(|dir| fs::read_dir(dir.path()).unwrap().flatten());
     files.find(|file| file.file_name().to_str().is_some_and(|name| name.ends_with("-stdout"))).unwrap().path()
-}
-
-#[track_caller]
-fn until_dead(pid: u32) {
-    eventually("it should end", || if process::is_alive(pid) { Err(process::describe(pid)) } else { Ok(()) });
 }
 
 fn a_reader_that_comes_and_goes_misses_no_line_when_containerd_is_killed(real: &Real<'_>) {
@@ -67,7 +62,7 @@ fn a_reader_that_comes_and_goes_misses_no_line_when_containerd_is_killed(real: &
     got.extend(wander(&fifo, 300_000, &mut random, || ()));
     open_gate(real, "go-on");
     // It waits for nobody.
-    until_dead(pid);
+    until_gone(pid);
     got.extend(wander(&fifo, 300_000, &mut random, || ()));
     real.containerd.resume();
     assert_eq!(real.containerd.wait_for_status(&container.id, "STOPPED"), pid);
@@ -125,7 +120,7 @@ fn last_words_while_everyone_is_away_are_the_next_readers(real: &Real<'_>) {
     real.containerd.kill();
     open_gate(real, "begin");
     open_gate(real, "go-on");
-    until_dead(pid);
+    until_gone(pid);
     real.containerd.resume();
     assert_eq!(real.containerd.wait_for_status(&container.id, "STOPPED"), pid);
     // ctr attaches to no task that has stopped, so it is the next reader of the FIFO.

@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use holdfast_tests::holdfastd::{Holdfastd, until};
+use holdfast_tests::holdfastd::Holdfastd;
+use holdfast_tests::process::Stopped;
 use holdfast_tests::stdio::Reader;
-use holdfast_tests::{FakeWorld, Shim, Stdio};
-use nix::sys::signal::Signal;
+use holdfast_tests::{FakeWorld, Shim, Stdio, until};
 use serde_json::{Value, json};
 
 /// A containerd's container in holdfastd's run directory; it has printed 4 MB that nobody reads, and ended.
@@ -49,7 +49,8 @@ fn kept_output_of_a_containerds_container_is_seen_and_a_wedged_shim_is_told_of()
         "spill_limit": 64 << 20, "policy": "block", "bound": "", "dropped_bytes": 0, "error": "",
     });
     assert_eq!(*stdout, expected);
-    assert_eq!(Path::new(seen["bundle"].as_str().unwrap()).file_name().unwrap(), shim.id());
+    let bundle = seen["bundle"].clone();
+    assert_eq!(Path::new(bundle.as_str().unwrap()).file_name().unwrap(), shim.id());
 
     let metrics = host.holdfast(&["metrics"]).ok();
     let labels = [&format!("id=\"{}\"", shim.id()), "stream=\"stdout\"", "exec_id=\"\""];
@@ -62,14 +63,19 @@ fn kept_output_of_a_containerds_container_is_seen_and_a_wedged_shim_is_told_of()
     assert!(metrics.ends_with("# EOF"), "{metrics}");
     assert!(!metrics.contains("PATH="), "no variable of a container");
 
-    shim.process().signal(Signal::SIGSTOP);
-    let seen = host.inspect(shim.id());
-    assert!(seen["status"] != "running" && seen["output"] == json!([]), "the rest is told: {seen}");
+    let stopped = Stopped::new(shim.process().pid());
+    let seen = until("it is told of", || Some(host.inspect(shim.id())).filter(|seen| seen["status"] == "unresponsive"));
+    assert!(seen["reason"].as_str().unwrap().contains(&shim.process().pid().to_string()), "{seen}");
+    assert_eq!(
+        (&seen["id"], &seen["bundle"], &seen["output"]),
+        (&json!(shim.id()), &bundle, &json!([])),
+        "what needs no shim is told: {seen}"
+    );
     assert!(seen["output_unknown"].as_str().unwrap().starts_with("its shim does not answer: "), "{seen}");
     let metrics = host.holdfast(&["metrics"]).ok();
     assert_eq!(value(&metrics, "holdfast_shims_unresponsive", &[]), 1.0, "{metrics}");
     assert_eq!(value(&metrics, "holdfast_shims ", &[]), 1.0, "{metrics}");
-    shim.process().signal(Signal::SIGCONT);
+    drop(stopped);
 
     assert_eq!(Reader::open(&stdio.stdout).text().lines().count(), 1 << 18);
     until("nothing is kept", || (host.inspect(shim.id())["output"][0].get("kept_bytes").is_none()).then_some(()));

@@ -1,7 +1,9 @@
 //! Ring 3: settings by file and flags, read at start, on SIGHUP and by `holdfast reload`.
 #![allow(clippy::unwrap_used)]
 
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, until};
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::is_alive;
+use holdfast_tests::until;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -126,7 +128,13 @@ fn the_level_of_the_log_and_the_log_driver_of_new_containers_can_be_changed() {
 
 #[test]
 fn a_container_that_takes_longer_than_the_start_timeout_is_given_up() {
-    let host = Holdfastd::start();
+    let mut host = Holdfastd::start();
+    host.kill();
+    // By the file alone: a flag would win over it.
+    let mut command = host.command("holdfastd");
+    command.arg("--config").arg(host.settings_file());
+    host.launch(command);
+    host.restored();
     let shim = host.run_dir().join("slow-shim");
     std::fs::write(&shim, "#!/bin/sh\nexec sleep 1000\n").unwrap();
     std::fs::set_permissions(&shim, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -134,9 +142,6 @@ fn a_container_that_takes_longer_than_the_start_timeout_is_given_up() {
     host.configure(&format!("live-restore = true\nshim = \"{shim}\"\nstart-timeout = \"200ms\"\n"));
     let changed = host.holdfast(&["reload"]).out;
     assert!(changed.contains("start-timeout"), "{changed}");
-    if std::env::var_os("HOLDFAST_SHIM").is_some() {
-        return; // the flag names a shim, and wins
-    }
     let said = host.holdfast(&["run", "-d", "--rootfs", &host.rootfs(), "--", "/bin/sh"]);
     assert_eq!(said.code, 125);
     assert!(said.err.contains("200ms"), "{said:?}");

@@ -3,59 +3,58 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, kill_hard, until};
+use holdfast_tests::gate::{ends_later, wait_at};
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::{is_alive, kill_hard};
+use holdfast_tests::until;
 
 /// Begins with a line in the log, and ends with 143 when it is told to.
 const SERVES: &str = "echo begun; trap 'exit 143' TERM; while :; do sleep 0.1 & wait $!; done";
 
-fn run(host: &Holdfastd, name: &str, options: &[&str], script: &str) {
-    let rootfs = host.rootfs();
-    let fixed = ["run", "-d", "--name", name, "--rootfs", &rootfs];
-    host.holdfast(&[&fixed, options, &["--", "/bin/sh", "-c", script]].concat()).ok();
-}
-
-fn status(host: &Holdfastd, name: &str) -> String {
-    host.inspect(name)["status"].as_str().unwrap().to_owned()
-}
-
 fn number(host: &Holdfastd, name: &str, which: &str) -> u64 {
     host.inspect(name)[which].as_u64().unwrap()
-}
-
-fn until_status(host: &Holdfastd, name: &str, wanted: &str) {
-    until(&format!("{name} is {wanted}"), || (status(host, name) == wanted).then_some(()));
 }
 
 fn begun(host: &Holdfastd, name: &str) -> usize {
     host.holdfast(&["logs", name]).ok().lines().filter(|line| *line == "begun").count()
 }
 
-fn gate(host: &Holdfastd, name: &str) -> PathBuf {
-    Path::new(&host.rootfs()).join(name)
-}
-
 #[test]
 fn a_pause_and_its_count_outlive_the_supervisor() {
     let mut host = Holdfastd::start();
-    run(&host, "web", &["--restart", "always"], "exit 3");
-    let before = until("it waits for a while", || {
-        let web = host.inspect("web");
-        (web["status"] == "restarting" && web["restarts_in_a_row"].as_u64()? >= 4).then_some(web)
-    });
-    host.kill();
-    host.restart();
+    host.run_with("web", &["--restart", "always"], "exit 3");
     let counts =
         |web: &serde_json::Value| (web["restarts"].as_u64().unwrap(), web["restarts_in_a_row"].as_u64().unwrap());
-    let found = host.inspect("web");
-    if counts(&found) == counts(&before) && found["status"] == "restarting" {
-        assert_eq!(
-            found["next_restart_at"], before["next_restart_at"],
-            "what is left of the pause, neither more nor less"
-        );
-    }
-    let after = until("it goes on", || Some(host.inspect("web")).filter(|web| counts(web) != counts(&before)));
+    // All digits of each are told, so that they compare as texts.
+    let time = |web: &serde_json::Value, which: &str| web[which].as_str().unwrap().to_owned();
+    // A pause may be over before the next supervisor is there. Each is twice as long as the one before: sooner or later one
+    // spans its absence, unless the pause or the count is lost with every death.
+    let before = until("a pause outlives the supervisor", || {
+        let before = host.inspect("web");
+        if before["status"] != "restarting" || counts(&before).1 < 4 {
+            return None;
+        }
+        host.kill();
+        host.restart();
+        let found = host.inspect("web");
+        if found["status"] != "restarting" || counts(&found) != counts(&before) {
+            return None;
+        }
+        assert_eq!(time(&found, "next_restart_at"), time(&before, "next_restart_at"), "the same pause");
+        Some(before)
+    });
+    let after = until("it goes on", || {
+        let after = host.inspect("web");
+        // Empty until it runs.
+        let begun = time(&after, "started_at");
+        (counts(&after) != counts(&before) && !begun.is_empty() && begun != time(&before, "started_at"))
+            .then_some(after)
+    });
+    assert!(
+        time(&after, "started_at") >= time(&before, "next_restart_at"),
+        "{after} before the end of its pause: {before}"
+    );
     assert_eq!(counts(&after), (counts(&before).0 + 1, counts(&before).1 + 1));
     host.holdfast(&["rm", "-f", "web"]).ok();
     assert_eq!(host.left_over(), Vec::<String>::new());
@@ -68,7 +67,7 @@ fn what_was_stopped_by_request_is_started_by_always_alone_when_the_supervisor_st
     for policy in policies {
         for way in ["stop", "kill"] {
             let name = format!("{policy}-{way}");
-            run(&host, &name, &["--restart", policy], SERVES);
+            host.run_with(&name, &["--restart", policy], SERVES);
             until("it serves", || (begun(&host, &name) == 1).then_some(()));
         }
     }
@@ -83,9 +82,9 @@ fn what_was_stopped_by_request_is_started_by_always_alone_when_the_supervisor_st
     host.kill();
     host.restart();
     for way in ["stop", "kill"] {
-        until_status(&host, &format!("always-{way}"), "running");
+        host.until_status(&format!("always-{way}"), "running");
         for policy in ["no", "on-failure", "unless-stopped"] {
-            assert_eq!(status(&host, &format!("{policy}-{way}")), "exited", "{policy}-{way}");
+            assert_eq!(host.status(&format!("{policy}-{way}")), "exited", "{policy}-{way}");
         }
     }
 }
@@ -93,19 +92,19 @@ fn what_was_stopped_by_request_is_started_by_always_alone_when_the_supervisor_st
 #[test]
 fn a_signal_for_another_purpose_leaves_the_policy_alone() {
     let host = Holdfastd::start();
-    let script = "echo begun; trap 'echo reloaded' HUP; while ! [ -e /go ]; do sleep 0.05 & wait $!; done; exit 0";
-    run(&host, "web", &["--restart", "unless-stopped"], script);
+    let script = format!("echo begun; trap 'echo reloaded' HUP; {}", ends_later(0));
+    host.run_with("web", &["--restart", "unless-stopped"], &script);
     until("it serves", || (begun(&host, "web") == 1).then_some(()));
     host.holdfast(&["kill", "-s", "HUP", "web"]).ok();
     until("it has heard", || host.holdfast(&["logs", "web"]).ok().contains("reloaded").then_some(()));
-    fs::write(gate(&host, "go"), "").unwrap();
+    host.open_gate("go");
     until("it is started again", || (begun(&host, "web") >= 2).then_some(()));
 }
 
 #[test]
 fn a_policy_gives_up_with_a_reason_and_a_start_by_request_begins_anew() {
     let mut host = Holdfastd::start();
-    run(&host, "web", &["--restart", "on-failure:2"], "echo begun; exit 3");
+    host.run_with("web", &["--restart", "on-failure:2"], "echo begun; exit 3");
     let wait = host.holdfast(&["wait", "web"]);
     assert_eq!(wait.code, 3);
     assert!(wait.err.contains("not started again after 2 restarts (on-failure:2)"), "{}", wait.err);
@@ -126,8 +125,8 @@ fn a_restart_that_fails_is_tried_again_and_a_start_by_request_is_not() {
     let (source, elsewhere) = (host.run_dir().join("data"), host.run_dir().join("data-elsewhere"));
     fs::create_dir(&source).unwrap();
     let volume = format!("{}:/data", source.display());
-    let script = "echo begun; while ! [ -e /data/go ]; do sleep 0.05; done; exit 1";
-    run(&host, "web", &["--restart", "always", "-v", &volume], script);
+    let script = format!("echo begun; {}; exit 1", wait_at("data/go"));
+    host.run_with("web", &["--restart", "always", "-v", &volume], &script);
     fs::rename(&source, &elsewhere).unwrap();
     fs::write(elsewhere.join("go"), "").unwrap();
     let failing = until("a restart has failed", || {
@@ -139,7 +138,7 @@ fn a_restart_that_fails_is_tried_again_and_a_start_by_request_is_not() {
     let start = host.holdfast(&["start", "web"]);
     assert_ne!(start.code, 0);
     assert!(start.err.contains("data"), "{}", start.err);
-    assert_eq!(status(&host, "web"), "exited", "whoever asked knows");
+    assert_eq!(host.status("web"), "exited", "whoever asked knows");
     fs::remove_file(elsewhere.join("go")).unwrap();
     fs::rename(&elsewhere, &source).unwrap();
     host.holdfast(&["start", "web"]).ok();
@@ -148,7 +147,7 @@ fn a_restart_that_fails_is_tried_again_and_a_start_by_request_is_not() {
     until("a restart has failed again", || (number(&host, "web", "restarts") >= 1).then_some(()));
     fs::remove_file(elsewhere.join("go")).unwrap();
     fs::rename(&elsewhere, &source).unwrap();
-    until_status(&host, "web", "running");
+    host.until_status("web", "running");
     host.holdfast(&["rm", "-f", "web"]).ok();
     assert_eq!(host.left_over(), Vec::<String>::new());
 }
@@ -160,7 +159,7 @@ fn a_pause_is_ended_by_stop_by_remove_and_by_another_policy() {
     let requests: [(&str, &[&str]); 3] =
         [("stopped", &["stop"]), ("removed", &["rm", "-f"]), ("updated", &["update", "--restart", "no"])];
     for (name, request) in requests {
-        run(&host, name, &["--restart", "always"], "exit 3");
+        host.run_with(name, &["--restart", "always"], "exit 3");
         until("it waits for a while", || {
             let found = host.inspect(name);
             (found["status"] == "restarting" && found["restarts_in_a_row"].as_u64()? >= 4).then_some(())
@@ -169,7 +168,7 @@ fn a_pause_is_ended_by_stop_by_remove_and_by_another_policy() {
     }
     for name in ["stopped", "updated"] {
         assert_eq!(host.holdfast(&["wait", name]).code, 3);
-        assert_eq!(status(&host, name), "exited");
+        assert_eq!(host.status(name), "exited");
         host.holdfast(&["rm", name]).ok();
     }
     assert_eq!(host.left_over(), Vec::<String>::new());
@@ -178,22 +177,21 @@ fn a_pause_is_ended_by_stop_by_remove_and_by_another_policy() {
 #[test]
 fn restart_stops_and_starts_once_also_when_the_supervisor_dies_meanwhile() {
     let mut host = Holdfastd::start();
-    let script = "echo begun; trap 'while ! [ -e /go ]; do sleep 0.05; done; exit 143' TERM; \
-                  while :; do sleep 0.1 & wait $!; done";
-    run(&host, "web", &["--restart", "on-failure:1", "--stop-timeout", "60"], script);
+    let script = format!("echo begun; trap '{}' TERM; while :; do sleep 0.1 & wait $!; done", ends_later(143));
+    host.run_with("web", &["--restart", "on-failure:1", "--stop-timeout", "60"], &script);
     until("it serves", || (begun(&host, "web") == 1).then_some(()));
     let pid = host.pid("web", "pid");
     let client =
         host.command("holdfast").args(["restart", "web"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    until_status(&host, "web", "stopping");
+    host.until_status("web", "stopping");
     host.kill();
     host.restart();
     assert!(is_alive(pid), "it takes its time to stop");
-    fs::write(gate(&host, "go"), "").unwrap();
+    host.open_gate("go");
     assert_eq!(Said::from(client.wait_with_output().unwrap()).ok(), "web");
     until("it serves again", || (begun(&host, "web") == 2).then_some(()));
     assert_ne!(host.pid("web", "pid"), pid);
-    assert_eq!((status(&host, "web").as_str(), number(&host, "web", "restarts")), ("running", 0));
+    assert_eq!((host.status("web").as_str(), number(&host, "web", "restarts")), ("running", 0));
     host.holdfast(&["stop", "web"]).ok();
     host.holdfast(&["restart", "web"]).ok();
     until("one that rests is started", || (begun(&host, "web") == 3).then_some(()));
@@ -226,10 +224,10 @@ fn after_a_reboot_each_policy_does_what_it_says_and_counts_go_on() {
     let fails_once = format!("if ! [ -e /failed-$0 ]; then echo > /failed-$0; exit 1; fi; {SERVES}");
     for policy in policies {
         let script = fails_once.replace("$0", &policy.replace(':', "-"));
-        run(&host, &policy.replace(':', "-"), &["--restart", policy], &script);
+        host.run_with(&policy.replace(':', "-"), &["--restart", policy], &script);
     }
     for name in ["stopped-always", "stopped-unless-stopped"] {
-        run(&host, name, &["--restart", name.trim_start_matches("stopped-")], SERVES);
+        host.run_with(name, &["--restart", name.trim_start_matches("stopped-")], SERVES);
         host.holdfast(&["stop", name]).ok();
     }
     let running = ["on-failure-1", "always", "unless-stopped"];
@@ -243,7 +241,7 @@ fn after_a_reboot_each_policy_does_what_it_says_and_counts_go_on() {
         until("it serves again", || (begun(&host, name) == 2).then_some(()));
         assert_eq!(number(&host, name, "restarts"), 1, "{name}: kept, and the reboot is no failure of its own");
     }
-    until_status(&host, "stopped-always", "running");
-    assert_eq!(status(&host, "stopped-unless-stopped"), "exited");
-    assert_eq!(status(&host, "no"), "exited");
+    host.until_status("stopped-always", "running");
+    assert_eq!(host.status("stopped-unless-stopped"), "exited");
+    assert_eq!(host.status("no"), "exited");
 }

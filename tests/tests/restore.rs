@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,51 +11,20 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use holdfast_proto::record::Record;
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, kill_hard, until};
-use holdfast_tests::process::ChildProcess;
-use holdfast_tests::{FakeWorld, stdio::Stdio as Streams};
-use nix::sys::signal::{Signal, kill};
+use holdfast_tests::gate::ends_later;
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::{ChildProcess, Stopped, copy_program, is_alive, kill_hard, until_gone};
+use holdfast_tests::{FakeWorld, stdio::Stdio as Streams, until};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use nix::unistd::Pid;
 
 /// Runs until it is told to end, with 143.
 const POLITE: &str = "trap 'exit 143' TERM; while :; do sleep 1000 & wait $!; done";
-
-/// Ends with the given status once the file `/go` is there.
-fn ends_later(status: u32) -> String {
-    format!("while ! [ -e /go ]; do sleep 0.05; done; exit {status}")
-}
-
-fn open_the_gate(host: &Holdfastd) {
-    fs::write(Path::new(&host.rootfs()).join("go"), "").unwrap();
-}
-
-/// A process that is stopped as long as this is there.
-struct Stopped(u32);
-
-impl Stopped {
-    fn now(pid: u32) -> Self {
-        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGSTOP).unwrap();
-        until("it is stopped", || (holdfast_tests::process::state(pid) == Some('T')).then_some(()));
-        Self(pid)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0.cast_signed()), Signal::SIGCONT); // killed meanwhile is as good
-    }
-}
 
 /// A supervisor that gives shims the time that is said here.
 fn patient_for(host: &Holdfastd, time: &str) -> Command {
     let mut command = host.daemon_command();
     command.args(["--restore-deadline", time]);
     command
-}
-
-fn status(host: &Holdfastd, container: &str) -> String {
-    host.inspect(container)["status"].as_str().unwrap().to_owned()
 }
 
 fn record_path(host: &Holdfastd, id: &str) -> PathBuf {
@@ -89,7 +59,7 @@ fn strangers(host: &Holdfastd, pids: &[u32]) -> Vec<ChildProcess> {
     }
     let program = host.run_dir().join("containerd-shim-holdfast-v2");
     if !program.exists() {
-        holdfast_tests::process::copy_program(&Path::new(&host.rootfs()).join("bin/busybox"), &program);
+        copy_program(&Path::new(&host.rootfs()).join("bin/busybox"), &program);
     }
     let start = |pid: &u32| {
         until_reaped(*pid);
@@ -112,7 +82,7 @@ fn clients_are_served_before_the_restore_is_over_and_who_needs_a_verdict_waits_f
     }
     let shim = host.pid("slow", "shim_pid");
     host.kill();
-    let stopped = Stopped::now(shim);
+    let stopped = Stopped::new(shim);
     let heard_at = host.run_dir().join("notify");
     let service_manager = UnixDatagram::bind(&heard_at).unwrap();
     service_manager.set_nonblocking(true).unwrap();
@@ -133,8 +103,8 @@ fn clients_are_served_before_the_restore_is_over_and_who_needs_a_verdict_waits_f
     host.answers();
     let so_far = hear("STATUS=restoring: 2 containers");
     assert!(!so_far.contains("READY=1"), "{so_far}");
-    until("the other one is there", || (status(&host, "web") == "running").then_some(()));
-    assert_eq!(status(&host, "slow"), "restoring");
+    until("the other one is there", || (host.status("web") == "running").then_some(()));
+    assert_eq!(host.status("slow"), "restoring");
     let doctor = host.holdfast(&["doctor"]);
     assert!(doctor.out.contains("under way") && doctor.out.contains("restoring"), "{doctor:?}");
     assert!(host.holdfast(&["ps"]).ok().contains("slow"));
@@ -191,14 +161,14 @@ fn a_wedged_shim_delays_nobody_and_nothing_is_lost_when_it_comes_back() {
     let (pid, shim) = (host.pid("wedged", "pid"), host.pid("wedged", "shim_pid"));
     let socket = inspected["shim_address"].as_str().unwrap().strip_prefix("unix://").unwrap().to_owned();
     host.kill();
-    let stopped = Stopped::now(shim);
+    let stopped = Stopped::new(shim);
     let full = fill_backlog(Path::new(&socket));
     host.launch(patient_for(&host, "300ms"));
     host.restored();
     for name in names {
         assert_eq!(host.class(name), "reattached");
     }
-    assert_eq!((host.class("wedged"), status(&host, "wedged")), ("unresponsive".into(), "unresponsive".into()));
+    assert_eq!((host.class("wedged"), host.status("wedged")), ("unresponsive".into(), "unresponsive".into()));
     assert_eq!(host.pid("wedged", "pid"), pid, "it is known from the record");
     let attention = host.attention();
     assert!(attention.iter().any(|one| one.contains(&id) && one.contains("does not answer")), "{attention:?}");
@@ -207,39 +177,27 @@ fn a_wedged_shim_delays_nobody_and_nothing_is_lost_when_it_comes_back() {
     let rm = host.holdfast(&["rm", "wedged"]);
     assert!(rm.code == 125 && rm.err.contains("unresponsive"), "{rm:?}");
     let wait = client(&host, &["wait", "wedged"]);
-    open_the_gate(&host);
-    until("it ends", || (!is_alive(pid)).then_some(()));
-    assert_eq!(status(&host, "wedged"), "unresponsive", "nobody can know its status yet");
+    host.open_gate("go");
+    until_gone(pid);
+    assert_eq!(host.status("wedged"), "unresponsive", "nobody can know its status yet");
     drop(full);
     drop(stopped);
     assert_eq!(said(wait).code, 7);
     assert_eq!(host.class("wedged"), "exited-while-away", "the report follows");
-    let events = host.command("holdfast").args(["--json", "events", "--since", "1h"]).stdout(Stdio::piped()).spawn();
-    let mut events = ChildOfTest(events.unwrap());
-    events.up_to(|event| event["kind"] == "exit" && event["exit_status"] == 7);
+    let mut events = host.command("holdfast");
+    events.args(["--json", "events", "--since", "1h"]).stdout(Stdio::piped());
+    let mut events = ChildProcess::spawn(&mut events);
+    read_up_to(&mut events, |event| event["kind"] == "exit" && event["exit_status"] == 7);
     host.holdfast(&["rm", "wedged"]).ok();
     host.holdfast(&["rm", "-f", "a", "b", "c", "d"]).ok();
     assert_eq!(host.left_over(), Vec::<String>::new());
 }
 
-/// A client whose output is read line by line; killed when dropped.
-struct ChildOfTest(Child);
-
-impl ChildOfTest {
-    /// Reads events up to one of which `is` is true.
-    fn up_to(&mut self, is: impl Fn(&serde_json::Value) -> bool) {
-        use std::io::BufRead;
-        let lines = std::io::BufReader::new(self.0.stdout.take().unwrap()).lines();
-        let mut events = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap());
-        assert!(events.any(|event| is(&event)), "the stream ended without it");
-    }
-}
-
-impl Drop for ChildOfTest {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Reads a client's events up to one of which `is` is true.
+fn read_up_to(events: &mut ChildProcess, is: impl Fn(&serde_json::Value) -> bool) {
+    let lines = BufReader::new(events.child().stdout.take().unwrap()).lines();
+    let mut events = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+    assert!(events.any(|event| is(&event)), "the stream ended without it");
 }
 
 #[test]
@@ -250,7 +208,7 @@ fn a_wedged_shims_container_can_be_stopped_and_removed() {
     }
     let pids = ["stopped", "removed"].map(|name| (host.pid(name, "pid"), host.pid(name, "shim_pid")));
     host.kill();
-    let wedged = pids.map(|(_, shim)| Stopped::now(shim));
+    let wedged = pids.map(|(_, shim)| Stopped::new(shim));
     host.launch(patient_for(&host, "200ms"));
     assert_eq!((host.class("stopped"), host.class("removed")), ("unresponsive".into(), "unresponsive".into()));
     host.holdfast(&["stop", "stopped"]).ok();
@@ -270,9 +228,9 @@ fn a_wedged_shims_container_can_be_stopped_and_removed() {
 #[test]
 fn a_container_whose_shim_died_while_nobody_watched_is_visible_and_can_be_stopped() {
     let mut host = Holdfastd::start();
-    for name in ["stopped", "ended", "removed"] {
-        host.run(name, if name == "ended" { "while ! [ -e /go ]; do sleep 0.05; done; exit 5" } else { POLITE });
-    }
+    host.run("stopped", POLITE);
+    host.run("ended", &ends_later(5));
+    host.run("removed", POLITE);
     let pids = ["stopped", "ended", "removed"].map(|name| host.pid(name, "pid"));
     let shims = ["stopped", "ended", "removed"].map(|name| host.pid(name, "shim_pid"));
     host.kill();
@@ -281,7 +239,7 @@ fn a_container_whose_shim_died_while_nobody_watched_is_visible_and_can_be_stoppe
     for (name, pid) in ["stopped", "ended", "removed"].into_iter().zip(pids) {
         assert_eq!(host.class(name), "adopted");
         assert!(is_alive(pid), "nobody kills it for its shim's death");
-        assert_eq!((host.pid(name, "pid"), status(&host, name)), (pid, "running".into()));
+        assert_eq!((host.pid(name, "pid"), host.status(name)), (pid, "running".into()));
         assert!(host.inspect(name)["reason"].as_str().unwrap().contains("shim is dead"));
     }
     let attention = host.attention();
@@ -290,7 +248,7 @@ fn a_container_whose_shim_died_while_nobody_watched_is_visible_and_can_be_stoppe
     }
     host.holdfast(&["stop", "stopped"]).ok();
     host.holdfast(&["rm", "-f", "removed"]).ok();
-    open_the_gate(&host);
+    host.open_gate("go");
     // It was never this supervisor's child, so nobody saw how it ended; and that is what is said.
     let wait = host.holdfast(&["wait", "ended"]);
     assert!(wait.code == 255 && !wait.err.is_empty(), "{wait:?}");
@@ -378,11 +336,11 @@ fn after_a_reboot_no_trace_is_trusted_and_what_should_run_is_started_again() {
         assert!(host.restoration(name)["detail"].as_str().unwrap().contains("reboot"), "{name}");
     }
     assert_eq!(host.class("stopped"), "at-rest");
-    until("what should run does again", || (status(&host, "always") == "running").then_some(()));
-    assert_eq!(status(&host, "no"), "exited");
+    until("what should run does again", || (host.status("always") == "running").then_some(()));
+    assert_eq!(host.status("no"), "exited");
     let wait = host.holdfast(&["wait", "no"]);
     assert!(wait.code == 255 && wait.err.contains("reboot"), "{wait:?}");
-    assert_eq!(status(&host, "stopped"), "exited");
+    assert_eq!(host.status("stopped"), "exited");
     host.holdfast(&["start", "other"]).ok();
     host.holdfast(&["exec", "other", "/bin/echo"]).ok();
     host.holdfast(&["rm", "-f", "no", "always", "stopped", "other"]).ok();
@@ -404,7 +362,7 @@ fn a_newer_holdfasts_container_is_shown_kept_and_can_only_be_signalled() {
     host.restart();
     assert_eq!((host.class("web"), host.class("other")), ("incompatible".into(), "reattached".into()));
     assert!(host.said_by_supervisor().contains("schema 99"), "it is in the log");
-    assert_eq!((status(&host, "web"), host.pid("web", "pid")), ("incompatible".into(), pid));
+    assert_eq!((host.status("web"), host.pid("web", "pid")), ("incompatible".into(), pid));
     let listed = host.holdfast(&["ps"]).ok();
     assert_eq!(listed.matches("web").count(), 1, "{listed}");
     for refused in [["exec", "web", "/bin/echo"].as_slice(), &["rm", "-f", "web"], &["start", "web"]] {
@@ -440,14 +398,14 @@ fn an_unreadable_record_is_made_up_for_by_a_shim_that_answers_and_kept_otherwise
     assert_eq!((host.class("alive"), host.class("dead")), ("reattached".into(), "unreadable".into()));
     assert!(host.restoration("alive")["detail"].as_str().unwrap().contains("record.json"));
     assert_eq!(host.holdfast(&["exec", "alive", "/bin/echo", "here"]).ok(), "here");
-    assert_eq!(status(&host, "dead"), "unreadable");
+    assert_eq!(host.status("dead"), "unreadable");
     let stop = host.holdfast(&["stop", "dead"]);
     assert!(stop.code == 125 && stop.err.contains("record.json"), "{stop:?}");
     assert!(is_alive(pid) && record_path(&host, &ids[1]).exists());
     // Only who insists.
     assert_eq!(host.holdfast(&["rm", "dead"]).code, 125);
     host.holdfast(&["rm", "-f", "alive", "dead"]).ok();
-    until("its process is killed", || (!is_alive(pid)).then_some(()));
+    until_gone(pid);
     assert_eq!(host.left_over(), Vec::<String>::new());
 }
 
@@ -458,7 +416,7 @@ fn without_its_oci_runtime_a_container_goes_on_is_shown_and_can_be_stopped_and_r
     let runtime = host.run_dir().join("runtime");
     let mut command = host.daemon_command();
     let ours = Path::new(command.get_program()).with_file_name("holdfast-oci");
-    holdfast_tests::process::copy_program(&ours, &runtime);
+    copy_program(&ours, &runtime);
     command.arg("--runtime").arg(&runtime);
     host.launch(command);
     host.restored();
@@ -471,7 +429,7 @@ fn without_its_oci_runtime_a_container_goes_on_is_shown_and_can_be_stopped_and_r
     let detail = host.restoration("web")["detail"].as_str().unwrap().to_owned();
     assert!(detail.contains(runtime.to_str().unwrap()), "{detail}");
     assert!(is_alive(pid));
-    assert_eq!(status(&host, "web"), "running");
+    assert_eq!(host.status("web"), "running");
     let exec = host.holdfast(&["exec", "web", "/bin/echo"]);
     assert!(exec.code != 0 && exec.err.contains(runtime.to_str().unwrap()), "{exec:?}");
     host.holdfast(&["stop", "web"]).ok();
@@ -525,13 +483,9 @@ fn two_supervisors_never_share_a_directory_and_a_killed_one_is_in_nobodys_way() 
 #[test]
 fn policies_judge_what_happened_while_away_by_its_true_status() {
     let mut host = Holdfastd::start();
-    let rootfs = host.rootfs();
     let run = |name: &str, policy: &str, status: u32| {
-        let script = ends_later(status);
-        let script = format!("[ -e /go ] && exec sleep 1000; {script}");
-        let args =
-            ["run", "-d", "--name", name, "--restart", policy, "--rootfs", &rootfs, "--", "/bin/sh", "-c", &script];
-        host.holdfast(&args).ok();
+        let script = format!("[ -e /go ] && exec sleep 1000; {}", ends_later(status));
+        host.run_with(name, &["--restart", policy], &script);
         host.pid(name, "pid")
     };
     let pids = [
@@ -541,19 +495,19 @@ fn policies_judge_what_happened_while_away_by_its_true_status() {
         run("any", "always", 0),
     ];
     host.kill();
-    open_the_gate(&host);
+    host.open_gate("go");
     until("all have ended", || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
     host.restart();
     for name in ["succeeded", "failed", "never", "any"] {
         assert_eq!(host.class(name), "exited-while-away", "{name}");
     }
     for name in ["failed", "any"] {
-        until("it is started again", || (status(&host, name) == "running").then_some(()));
+        host.until_status(name, "running");
         assert_eq!(host.inspect(name)["restarts"], 1, "{name}");
     }
     assert_eq!(host.holdfast(&["wait", "succeeded"]).code, 0);
     assert_eq!(host.holdfast(&["wait", "never"]).code, 3);
-    assert_eq!(status(&host, "succeeded"), "exited");
+    assert_eq!(host.status("succeeded"), "exited");
 }
 
 /// How many containers the large restore has.
@@ -594,7 +548,7 @@ fn many_containers_are_reattached_in_one_go() {
     for round in 0..5 {
         host.kill();
         // The last time some of them are wedged, and answer before they are given up.
-        let stopped = if round == 4 { wedged.map(Stopped::now).into() } else { Vec::new() };
+        let stopped = if round == 4 { wedged.map(Stopped::new).into() } else { Vec::new() };
         let began = Instant::now();
         host.launch(patient_for(&host, "1h"));
         host.answers();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension, LogLevel};
 use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
+use holdfast_tests::process::Stopped;
 use holdfast_tests::shim::{NAMESPACE, Status, options_any, reply_address, toml_options};
 use holdfast_tests::skip::{is_root, skip};
 use holdfast_tests::wire::Frame;
@@ -282,7 +283,7 @@ fn a_shim_that_is_too_busy_to_answer_is_a_shim() {
     let bundle = world.sleeper();
     let mut shim = world.start(&bundle);
     shim.run(&Stdio::none());
-    shim.process().signal(Signal::SIGSTOP);
+    let stopped = Stopped::new(shim.process().pid());
     let reply = || reply_address(&world.launch(&bundle).run_start().stdout);
     assert_eq!(reply(), shim.address());
     // Until nobody is let in any more.
@@ -293,7 +294,7 @@ fn a_shim_that_is_too_busy_to_answer_is_a_shim() {
     }
     assert_eq!(reply(), shim.address());
     drop(waiting);
-    shim.process().signal(Signal::SIGCONT);
+    drop(stopped);
     assert_eq!(shim.status(""), Status::RUNNING);
     shim.discard();
 }

@@ -2,20 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
 use holdfast_proto::record::Record;
-use holdfast_tests::holdfastd::{Holdfastd, Said, is_alive, kill_hard, until};
+use holdfast_tests::gate::{ends_later, wait_at};
+use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::process::{ChildProcess, is_alive, kill_hard, until_gone};
+use holdfast_tests::until;
 
 /// Counts from 1, ten times a second; exits with 143 on SIGTERM, as a well-behaved first process does.
 const COUNTER: &str = "trap 'exit 143' TERM; i=1; while :; do echo $i; i=$((i+1)); sleep 0.1 & wait $!; done";
-
-/// Ends with the given status half a second after it is told to by the file `/go` (a sleeping first process would not be
-/// woken by anything else).
-fn ends_later(status: u32) -> String {
-    format!("while ! [ -e /go ]; do sleep 0.05; done; exit {status}")
-}
 
 fn numbers(text: &str) -> Vec<u64> {
     text.lines().map(|l| l.trim().parse().unwrap_or_else(|_| panic!("{l:?} is no number"))).collect()
@@ -106,7 +103,7 @@ fn exit_statuses_are_true_for_those_that_ended_while_the_supervisor_was_away() {
     }
     let pids: Vec<u32> = statuses.iter().map(|s| host.pid(&format!("e{s}"), "pid")).collect();
     host.kill();
-    std::fs::write(std::path::Path::new(&host.rootfs()).join("go"), "").unwrap();
+    host.open_gate("go");
     until("all have ended", || pids.iter().all(|p| !is_alive(*p)).then_some(()));
     host.restart();
     for status in statuses {
@@ -120,14 +117,11 @@ fn exit_statuses_are_true_for_those_that_ended_while_the_supervisor_was_away() {
 #[test]
 fn a_restart_policy_is_applied_to_what_ended_while_away() {
     let mut host = Holdfastd::start();
-    let rootfs = host.rootfs();
-    let script = format!("echo 1; {}", ends_later(3));
-    let args = ["run", "-d", "--name", "web", "--restart", "on-failure:1", "--rootfs", &rootfs, "--", "/bin/sh", "-c"];
-    host.holdfast(&[&args[..], &[&script]].concat()).ok();
+    host.run_with("web", &["--restart", "on-failure:1"], &format!("echo 1; {}", ends_later(3)));
     let pid = host.pid("web", "pid");
     host.kill();
-    std::fs::write(std::path::Path::new(&rootfs).join("go"), "").unwrap();
-    until("it has ended", || (!is_alive(pid)).then_some(()));
+    host.open_gate("go");
+    until_gone(pid);
     host.restart();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 3);
     assert_eq!(host.inspect("web")["restarts"], 1);
@@ -218,7 +212,7 @@ fn a_dead_shims_container_goes_on_and_its_true_status_is_told() {
     let told = |host: &Holdfastd| host.inspect("web")["reason"].as_str().is_some_and(|r| r.contains("shim is dead"));
     until("the death is noticed", || told(&host).then_some(()));
     assert!(is_alive(host.pid("web", "pid")), "nobody kills it for its shim's death");
-    std::fs::write(std::path::Path::new(&host.rootfs()).join("go"), "").unwrap();
+    host.open_gate("go");
     assert_eq!(host.holdfast(&["wait", "web"]).code, 5);
     host.holdfast(&["rm", "web"]).ok();
     assert_eq!(host.left_over(), Vec::<String>::new());
@@ -292,15 +286,19 @@ fn a_second_supervisor_in_the_same_directory_is_refused() {
 }
 
 /// A `holdfast events` that goes on; what it has shown of a container, in short.
-struct Listener(Child, BufReader<std::process::ChildStdout>);
+struct Listener {
+    /// For its end alone.
+    _client: ChildProcess,
+    lines: BufReader<std::process::ChildStdout>,
+}
 
 impl Listener {
     fn start(host: &Holdfastd, args: &[&str]) -> Self {
         let mut command = host.command("holdfast");
         command.args(["--json", "events"]).args(args).stdin(Stdio::null());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Self(child, lines)
+        let mut child = ChildProcess::spawn(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+        let lines = BufReader::new(child.child().stdout.take().unwrap());
+        Self { _client: child, lines }
     }
 
     /// The next events up to one of this kind.
@@ -308,7 +306,7 @@ impl Listener {
         let mut kinds = Vec::new();
         loop {
             let mut line = String::new();
-            assert!(self.1.read_line(&mut line).unwrap() > 0, "no {kind} after {kinds:?}");
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "no {kind} after {kinds:?}");
             let event: serde_json::Value = serde_json::from_str(&line).unwrap();
             kinds.push(event["kind"].as_str().unwrap().to_owned());
             if kinds.last().unwrap() == kind {
@@ -316,17 +314,6 @@ impl Listener {
             }
         }
     }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn open_the_gate(host: &Holdfastd) {
-    std::fs::write(PathBuf::from(host.rootfs()).join("go"), "").unwrap();
 }
 
 #[test]
@@ -337,8 +324,8 @@ fn events_are_complete_across_restarts_of_the_supervisor() {
     assert_eq!(listener.up_to("start"), ["create", "start"]);
     let pid = host.pid("web", "pid");
     host.kill();
-    open_the_gate(&host);
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    host.open_gate("go");
+    until_gone(pid);
     host.restart();
     let mut heard = listener.up_to("delete");
     heard.retain(|kind| kind != "reattach");
@@ -360,8 +347,8 @@ fn what_a_shim_could_not_tell_before_it_was_killed_is_told_by_the_next_superviso
     Listener::start(&host, &["--since", "1h"]).up_to("start");
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
     host.kill();
-    open_the_gate(&host);
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    host.open_gate("go");
+    until_gone(pid);
     let waiting = || left_events(&host.run_dir());
     until("its exit waits", || waiting().then_some(()));
     kill_hard(shim);
@@ -383,10 +370,8 @@ fn left_events(run_dir: &Path) -> bool {
 
 /// Starts a container that lacks memory once the gate is open; its pid.
 fn run_greedy(host: &Holdfastd) -> u32 {
-    let script = "while ! [ -e /go ]; do sleep 0.05; done; exec /bin/busybox tail /dev/zero";
-    let rootfs = host.rootfs();
-    let run = ["run", "-d", "--memory", "16m", "--name", "web", "--rootfs", &rootfs, "--", "/bin/sh", "-c", script];
-    host.holdfast(&run).ok();
+    let script = format!("{}; exec /bin/busybox tail /dev/zero", wait_at("go"));
+    host.run_with("web", &["--memory", "16m"], &script);
     host.pid("web", "pid")
 }
 
@@ -395,8 +380,8 @@ fn want_of_memory_is_the_reason_of_an_exit_also_when_the_supervisor_was_away() {
     let mut host = Holdfastd::start();
     let pid = run_greedy(&host);
     host.kill();
-    open_the_gate(&host);
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    host.open_gate("go");
+    until_gone(pid);
     host.restart();
     assert_eq!(host.holdfast(&["wait", "web"]).code, 137);
     assert_eq!(host.inspect("web")["reason"], "killed for want of memory");
@@ -413,8 +398,8 @@ fn want_of_memory_is_the_reason_of_an_exit_also_when_everyone_has_died_since() {
     let shim = host.pid("web", "shim_pid");
     Listener::start(&host, &["--since", "1h"]).up_to("start");
     host.kill();
-    open_the_gate(&host);
-    until("it ends", || (!is_alive(pid)).then_some(()));
+    host.open_gate("go");
+    until_gone(pid);
     until("its exit is in the record", || recorded_exit(&host.run_dir()).then_some(()));
     kill_hard(shim);
     host.restart();

@@ -12,7 +12,7 @@ use holdfast_tests::matrix::Real;
 use holdfast_tests::process::ChildProcess;
 use holdfast_tests::programs::Version;
 use holdfast_tests::skip::{criu_refusal, skip};
-use holdfast_tests::{Reader, eventually, process};
+use holdfast_tests::{Reader, eventually, gate, process};
 use serde_json::{Value, json};
 
 holdfast_tests::matrix!(
@@ -197,10 +197,11 @@ fn the_bounds_of_kept_output_are_those_of_file_option_and_annotation(real: &Real
         let flags = [&["--detach"], annotations].concat();
         let line = "0123456789abcde";
         // Not before ctr, who reads until then, has gone.
-        let wait = format!("while [ ! -e /go{n} ]; do /bin/sleep 0.02; done");
+        let gate = format!("go{n}");
+        let wait = gate::wait_at(&gate);
         let print = format!("/bin/busybox yes {line} | /bin/busybox head -c {PRINTED}; echo over");
         assert_success(real, &container.run(&flags, &format!("{wait}; {print}; exec /bin/sleep 1000")));
-        fs::write(real.containerd.rootfs().join(format!("go{n}")), "").unwrap();
+        gate::open(real.containerd.rootfs(), &gate);
         let (limit, policy) = expected;
         let stream = eventually("its bound should be reached", || {
             let mut streams = container.output().streams.into_iter();

@@ -10,9 +10,10 @@ use std::os::unix::net::UnixStream;
 
 use holdfast_proto::supervisor::{VersionRequest, VersionResponse};
 use holdfast_tests::container::is_without_controllers;
-use holdfast_tests::holdfastd::{is_alive, until};
 use holdfast_tests::machine::{self, Machine};
+use holdfast_tests::process::is_alive;
 use holdfast_tests::skip::skip;
+use holdfast_tests::until;
 use holdfast_tests::wire::Connection;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -213,9 +213,7 @@ fn a_killed_shim_is_cleaned_up_after(real: &Real<'_>) {
     let pid = container.run_detached(SLEEPER);
     container.shim().kill();
     // containerd runs our delete command, which ends the container.
-    eventually("the container should be gone", || {
-        if process::is_alive(pid) { Err(process::describe(pid)) } else { Ok(()) }
-    });
+    process::until_gone(pid);
     eventually("the task should be gone", || real.containerd.task(&container.id).map_or(Ok(()), Err));
     real.containerd.ok(&["container", "delete", &container.id]);
 }

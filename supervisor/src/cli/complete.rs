@@ -17,6 +17,14 @@ pub(super) const VARIABLE: &str = "HOLDFAST_COMPLETE";
 /// A person is waiting at a prompt.
 const DEADLINE: Duration = Duration::from_secs(1);
 
+/// A file in zsh's fpath is the body of a function of its name, and its first call is made to complete something: without
+/// this it would only define what completes, and the first Tab would give nothing.
+const ZSH_FIRST_CALL: &str = r#"
+if [[ "${(%):-%N}" == _holdfast ]]; then
+    _clap_dynamic_completer_holdfast "$@"
+fi
+"#;
+
 /// Prints the script for a shell. It asks the `holdfast` in `PATH`.
 pub(super) fn script(shell: Shell) -> Outcome {
     let shells = Shells::builtins();
@@ -27,7 +35,11 @@ pub(super) fn script(shell: Shell) -> Outcome {
     completer
         .write_registration(VARIABLE, "holdfast", "holdfast", "holdfast", &mut text)
         .map_err(CliError::io("write the completions"))?;
-    print(&String::from_utf8_lossy(&text))?;
+    let mut text = String::from_utf8_lossy(&text).into_owned();
+    if matches!(shell, Shell::Zsh) {
+        text.push_str(ZSH_FIRST_CALL);
+    }
+    print(&text)?;
     Ok(0)
 }
 

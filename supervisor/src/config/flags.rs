@@ -51,7 +51,7 @@ pub struct Flags {
     /// Time that a shim gets to answer at start [default: 2s]
     #[arg(long, value_name = "TIME")]
     pub restore_deadline: Option<String>,
-    /// Where figures are served, as unix:///run/holdfast/metrics.sock or 127.0.0.1:9100 [default: nowhere]
+    /// Where figures are served, as unix:///run/holdfast-metrics/metrics.sock or 127.0.0.1:9100 [default: nowhere]
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_listen: Option<String>,
     /// How old the figures that are served may be [default: 10s]

@@ -269,7 +269,7 @@ fn time(text: &str) -> Result<Duration, String> {
 
 fn metrics_listen(text: &str) -> Result<MetricsListen, String> {
     if text.starts_with("unix:") {
-        let form = "it must be unix:// and an absolute path, as unix:///run/holdfast/metrics.sock";
+        let form = "it must be unix:// and an absolute path, as unix:///run/holdfast-metrics/metrics.sock";
         return unix_address(text).map(MetricsListen::Unix).map_err(|_| form.to_owned());
     }
     let form = "it is neither unix:// and a path, nor a loopback address and port as 127.0.0.1:9100 or [::1]:9100";

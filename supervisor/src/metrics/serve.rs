@@ -111,7 +111,9 @@ impl Listener {
             MetricsListen::Unix(path) => {
                 make_room(path).await?;
                 let socket = Socket(UnixListener::bind(path)?);
-                fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+                // For the group too, which is the directory's where that says so (/run/holdfast-metrics does): whoever
+                // scrapes needs to be neither root nor somebody who reaches the API.
+                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
                 Ok(Self::Unix(socket))
             }
         }
