@@ -1,5 +1,5 @@
 #!/bin/bash
-# Provides the programs that the real ring compares with and runs under: runc, crun, a static busybox and
+# Provides the programs that the real ring compares with and runs under: runc, crun, criu, a static busybox, shells and
 # mke2fs in target/peers/bin, and each containerd of the matrix (with its own ctr and stock shim) in target/peers/containerd-N/bin.
 # The oldest containerd is the one in target/peers/bin too.
 #
@@ -29,6 +29,8 @@ containerd-2.1|containerd|2\.1\.|forky|containerd ctr containerd-shim-runc-v2
 |criu|4\.|trixie|criu
 |busybox-static|||busybox
 |e2fsprogs|||mke2fs
+|zsh|||zsh
+|fish|||fish
 "
 
 stamp=$dir/.complete

@@ -750,7 +750,7 @@ mod tests {
             let mounts = mounts.lines().filter_map(CgroupMount::parse).filter(wanted);
             let dirs: Vec<PathBuf> = mounts.filter(|m| !m.has("cpuset")).map(|m| m.point.join(&name)).collect();
             if dirs.is_empty() || dirs.iter().any(|d| fs::create_dir(d).is_err()) {
-                eprintln!("SKIPPED: {name} needs root and a {kind} hierarchy");
+                crate::skip::skip(&format!("needs root and a hierarchy of {kind}"));
                 return None;
             }
             let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
@@ -778,7 +778,7 @@ mod tests {
         let pid = live.child.id();
         let paths = Paths::of_process(pid).unwrap();
         if paths.unified().is_some() {
-            eprintln!("SKIPPED: this is a unified host");
+            crate::skip::skip("needs a hierarchy of v1 with all controllers");
             return;
         }
         assert!(!paths.is_shared());
@@ -824,7 +824,7 @@ mod tests {
     #[test]
     fn the_shims_own_cgroup_is_neither_listed_nor_killed() {
         let Ok(paths) = Paths::of_process(std::process::id()) else {
-            eprintln!("SKIPPED: no cgroups here");
+            crate::skip::skip("there are no control groups");
             return;
         };
         assert!(paths.is_shared());

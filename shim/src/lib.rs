@@ -33,5 +33,7 @@ mod publish;
 mod record;
 mod rfc3339;
 mod server;
+#[cfg(test)]
+mod skip;
 pub mod sys;
 mod wire;

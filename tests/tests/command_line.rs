@@ -656,7 +656,7 @@ fn shells_complete_commands_and_the_names_of_containers() {
     );
 }
 
-/// A shell that is installed, or that somebody has put beside the peers; with the skip noted where there is none.
+/// A shell that is installed or among the peers; with the skip noted where there is none.
 fn shell(name: &str) -> Option<Command> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).chain([programs::peers_dir()]).map(|dir| dir.join(name));

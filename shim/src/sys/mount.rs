@@ -707,7 +707,7 @@ mod tests {
         fn new(name: &str) -> Option<Self> {
             static TURN: Mutex<()> = Mutex::new(());
             if !nix::unistd::geteuid().is_root() {
-                eprintln!("SKIPPED: {name} needs root");
+                crate::skip::skip("needs root");
                 return None;
             }
             let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

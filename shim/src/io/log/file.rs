@@ -561,7 +561,7 @@ mod tests {
         let scratch = Scratch::new(name);
         let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
         if nix::mount::mount(none, &scratch.0, Some("tmpfs"), flags, Some("size=64k,mode=755")).is_err() {
-            eprintln!("SKIPPED: {name} needs root to mount a tmpfs");
+            crate::skip::skip("needs root to mount a tmpfs");
             return None;
         }
         let filler = scratch.0.join("filler");
