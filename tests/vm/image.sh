@@ -19,15 +19,13 @@ here=$(dirname "$(readlink -f "$0")")
 suite=forky
 # tiny-initramfs is there only because the kernel's package wants some maker of such images, and it is the smallest.
 guest="base-files base-passwd bash bsdutils busybox-static containerd coreutils crun dash dbus diffutils e2fsprogs findutils
-    grep gzip iproute2 kmod libc-bin libcriu2 linux-image-amd64 mawk mount procps runc sed systemd systemd-sysv tar tiny-initramfs udev
+    grep gzip iproute2 kmod libc-bin linux-image-amd64 mawk mount procps runc sed systemd systemd-sysv tar tiny-initramfs udev
     util-linux"
 tools="e2fsprogs qemu-system-x86 xz-utils zstd"
 
 # The modules without which there is no root filesystem, and those that the tests make use of; names as for modprobe.
 early="virtio_pci virtio_blk ext4"
 late="9pnet_virtio 9p overlay loop fuse"
-# Those that criu asks for.
-late+=" af_packet_diag inet_diag netlink_diag tcp_diag udp_diag unix_diag nf_tables tun veth"
 
 rm -rf "$1"
 mkdir -p "$1"
@@ -53,8 +51,6 @@ configure_system() {
     local unit units=$root/etc/systemd/system
     echo holdfast-tests >"$root/etc/hostname"
     echo '127.0.0.1 localhost holdfast-tests' >"$root/etc/hosts"
-    # Clients of containerd's bind it into containers that have the machine's network.
-    : >"$root/etc/resolv.conf"
     # Empty: a new machine in every run.
     : >"$root/etc/machine-id"
     mkdir -p "$root/control" "$root/tests" "$root/etc/systemd/journald.conf.d"

@@ -37,7 +37,7 @@ machine_calls=(
     oci_runtime
     "real_runtimes crun::a_whole_life crun::the_hosts_devices crun::execs_end_before_init"
     "with_containerd v2_1::crun v2_1::runc::metrics v2_1::runc::an_update v2_1::holdfast_oci::metrics v2_1::holdfast_oci::an_update"
-    "tasks_under_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,the_figures}) $(echo v2_1::{crun,runc}::a_checkpoint)"
+    "tasks_under_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,the_figures})"
     "events_under_containerd v2_1"
 )
 # Seconds that a condition may take; an emulated processor has a tenth of the speed, and perhaps a busy machine below it.
