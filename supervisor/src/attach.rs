@@ -1,7 +1,6 @@
 //! Finding out about one shim that was there before: is it alive, does it answer, what does it say of its task. And
 //! watching it until its task or itself ends.
 
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use crate::client::{CallError, ShimClient};
@@ -126,8 +125,7 @@ pub async fn pid_gone(pid: u32, start_time: u64) {
 
 /// Kills a process that is named by its start time, too, and waits for its end, or for [`LAST_BREATH`] if it is stuck.
 pub async fn end(pid: u32, start_time: u64) {
-    let Ok(pidfd) = sys::pidfd_open(pid) else { return };
-    if proc::is_live(pid, start_time) && sys::pidfd_signal(pidfd.as_fd(), nix::libc::SIGKILL).is_ok() {
+    if proc::signal(pid, start_time, nix::libc::SIGKILL).is_ok() {
         let _ = tokio::time::timeout(LAST_BREATH, pid_gone(pid, start_time)).await; // stuck in the kernel, then
     }
 }

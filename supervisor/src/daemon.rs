@@ -774,16 +774,12 @@ fn shim_died(id: String, generation: u64, shim: &ShimRef, init: Option<(u32, u64
     Input::ShimDied { id, generation, init: live }
 }
 
-/// Signals a process by pid and start time, never another one.
-pub(crate) fn kill_pid(pid: u32, start_time: u64, signal: i32) -> Result<Answer, Refusal> {
-    use std::os::fd::AsFd;
-    let failed = |e: io::Error| Refusal::Failed(format!("cannot signal process {pid}: {e}"));
-    let pidfd = sys::pidfd_open(pid).map_err(failed)?;
-    if !proc::is_live(pid, start_time) {
-        return Err(Refusal::NotFound(format!("process {pid} has ended")));
-    }
-    sys::pidfd_signal(pidfd.as_fd(), signal).map_err(failed)?;
-    Ok(Answer::Done)
+/// Signals a process of a container that no shim can be asked for.
+fn kill_pid(pid: u32, start_time: u64, signal: i32) -> Result<Answer, Refusal> {
+    proc::signal(pid, start_time, signal).map(|()| Answer::Done).map_err(|e| match e.raw_os_error() {
+        Some(nix::libc::ESRCH) => Refusal::NotFound(format!("process {pid} has ended")),
+        _ => Refusal::Failed(format!("cannot signal process {pid}: {e}")),
+    })
 }
 
 /// Writes limits down, for the container's next start.

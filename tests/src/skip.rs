@@ -48,5 +48,5 @@ pub fn criu_refusal(scene: &Scene) -> Option<&'static str> {
     eprint!("{}", String::from_utf8_lossy(&check.stderr));
     // Any other is not criu's own: a program that does not run here at all.
     assert!(matches!(check.status.code(), Some(0 | 1)), "criu check: {}", check.status);
-    (!check.status.success()).then_some("criu refuses this kernel")
+    (!check.status.success()).then_some("criu refuses this machine")
 }

@@ -484,8 +484,10 @@ fn two_supervisors_never_share_a_directory_and_a_killed_one_is_in_nobodys_way() 
 fn policies_judge_what_happened_while_away_by_its_true_status() {
     let mut host = Holdfastd::start();
     let run = |name: &str, policy: &str, status: u32| {
-        let script = format!("[ -e /go ] && exec sleep 1000; {}", ends_later(status));
+        let script = format!("[ -e /go ] && exec sleep 1000; echo up; {}", ends_later(status));
         host.run_with(name, &["--restart", policy], &script);
+        // Before it has looked, the gate must not be opened.
+        until("it is up", || (host.holdfast(&["logs", name]).out == "up\n").then_some(()));
         host.pid(name, "pid")
     };
     let pids = [

@@ -17,7 +17,7 @@ use crate::attach::{self, pid_gone};
 use crate::client::{self, ShimClient, now_unix_ns};
 use crate::config::{ConfigError, Flags, Loaded, Settings};
 use crate::container::{Container, Outcome as Ended, UNKNOWN_STATUS, Wish};
-use crate::daemon::{kill_pid, lock};
+use crate::daemon::lock;
 use crate::paths::Paths;
 use crate::registry::{How, Probe, RunState, ShimRef, Stopped};
 use crate::scan::{self, Found, ShimTraces};
@@ -201,7 +201,7 @@ impl<'a> Stop<'a> {
             return (how, Some(ended));
         }
         // Its shim does not do what it is told.
-        let _ = kill_pid(shim.pid, shim.start_time, 9); // gone already is as good
+        let _ = proc::signal(shim.pid, shim.start_time, 9); // gone already is as good
         match init {
             Some((pid, start_time)) => self.kill_process(pid, start_time).await,
             None => (How::LeftBehind, None),
@@ -210,7 +210,7 @@ impl<'a> Stop<'a> {
 
     /// Without a shim: the first process itself.
     async fn process(&self, (pid, start_time): (u32, u64)) -> (How, Option<Ended>) {
-        let _ = kill_pid(pid, start_time, self.signal); // one that has ended meanwhile is seen by the next line
+        let _ = proc::signal(pid, start_time, self.signal); // one that has ended meanwhile is seen by the next line
         match tokio::time::timeout(self.timeout, pid_gone(pid, start_time)).await {
             Ok(()) => (How::Signal, Some(unseen())),
             Err(_) => self.kill_process(pid, start_time).await,
@@ -218,7 +218,7 @@ impl<'a> Stop<'a> {
     }
 
     async fn kill_process(&self, pid: u32, start_time: u64) -> (How, Option<Ended>) {
-        let _ = kill_pid(pid, start_time, 9); // one that has ended meanwhile is seen by the next line
+        let _ = proc::signal(pid, start_time, 9); // one that has ended meanwhile is seen by the next line
         match tokio::time::timeout(KILL_GRACE, pid_gone(pid, start_time)).await {
             Ok(()) => (How::KilledAfterStopTimeout, Some(unseen())),
             Err(_) => (How::LeftBehind, None),

@@ -1,5 +1,6 @@
 //! What `/proc` says. Only files that a container's process cannot make block are read.
 
+use std::os::fd::AsFd;
 use std::{fs, io};
 
 use nix::time::{ClockId, clock_gettime};
@@ -7,6 +8,7 @@ use procfs::process::Process;
 use procfs::{Current, Meminfo};
 
 use crate::identity::{Identity, Stat, identify};
+use crate::sys;
 
 /// The boot that this is.
 ///
@@ -24,6 +26,19 @@ pub fn stat(pid: u32) -> Option<Stat> {
 /// Whether the process that was recorded with this start time still runs under the pid.
 pub fn is_live(pid: u32, start_time: u64) -> bool {
     identify(start_time, stat(pid)) == Identity::Live
+}
+
+/// Signals the process that was recorded with this start time, never another one.
+///
+/// # Errors
+/// `ESRCH` if it has ended; else as `pidfd_send_signal(2)`.
+pub fn signal(pid: u32, start_time: u64, signal: i32) -> io::Result<()> {
+    let pidfd = sys::pidfd_open(pid)?;
+    // Whom the pidfd stands for cannot change any more.
+    if !is_live(pid, start_time) {
+        return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+    }
+    sys::pidfd_signal(pidfd.as_fd(), signal)
 }
 
 /// The start time of a process, 0 if there is none.
