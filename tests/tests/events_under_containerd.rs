@@ -15,6 +15,7 @@ use holdfast_tests::container::Container;
 use holdfast_tests::containerd::Events;
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
+use holdfast_tests::process::Stopped;
 use holdfast_tests::{eventually, process};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -130,7 +131,7 @@ fn exits_and_lack_of_memory_are_told_in_order_when_containerd_is_back(real: &Rea
         return;
     }
     let (container, pids) = with_two_execs(real);
-    let address = container.address();
+    let (address, shim) = (container.address(), container.shim_pid());
     real.containerd.kill();
     let_end(real, pids);
     let place = InItsPlace::of_containerd(real);
@@ -138,7 +139,10 @@ fn exits_and_lack_of_memory_are_told_in_order_when_containerd_is_back(real: &Rea
     drop(UnixStream::connect(&address).unwrap());
     place.wait_for_one();
     real.containerd.resume();
+    // Tired of waiting it would go to containerd, before anybody listens there.
+    let stopped = Stopped::new(shim);
     let events = real.containerd.listen();
+    drop(stopped);
     place.give_way();
     assert_eq!(told(&events, &container), STORY);
     assert_eq!(real.containerd.delete(&container.id), 7);
