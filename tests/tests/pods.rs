@@ -50,8 +50,8 @@ impl<'a> Pod<'a> {
         let sandbox = real.numbered(0);
         let shm = real.scene.make_dir("shm");
         mount(Some("shm"), &shm, Some("tmpfs"), MsFlags::MS_NOSUID, Some("size=65536k")).unwrap();
-        // It has to reap what is left to it, as the first process of a pid namespace must.
-        let reap = "while :; do /bin/sleep 0.05; done";
+        // While it waits it reaps what is left to it, as the first process of a pid namespace must.
+        let reap = "/bin/sleep 1000 & wait";
         let output = sandbox.run(&["--detach", "--annotation", &annotation(&sandbox), "--mount", &shared(&shm)], reap);
         assert!(output.status.success(), "{}", real.containerd.complain(&output));
         let pid = real.containerd.wait_for_status(&sandbox.id, "RUNNING");
