@@ -124,7 +124,7 @@ pub async fn pid_gone(pid: u32, start_time: u64) {
     }
 }
 
-/// Kills a process that is named by its start time, too, and waits for its end, or for [`LAST_BREATH`] if it is stuck.
+/// Kills a process that is named by its start time, too, and waits for its end, or for `LAST_BREATH` if it is stuck.
 pub async fn end(pid: u32, start_time: u64) {
     let Ok(pidfd) = sys::pidfd_open(pid) else { return };
     if proc::is_live(pid, start_time) && sys::pidfd_signal(pidfd.as_fd(), nix::libc::SIGKILL).is_ok() {
