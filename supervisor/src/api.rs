@@ -1,5 +1,5 @@
 //! RPC for the command line: requests are checked and turned into questions, answers into messages. No decisions. Those
-//! that only look are in [`looks`], what they see of other managers' containers in [`foreign`].
+//! that only look are in `looks`, what they see of other managers' containers in `foreign`.
 
 mod foreign;
 mod looks;

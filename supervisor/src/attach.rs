@@ -123,7 +123,7 @@ pub async fn pid_gone(pid: u32, start_time: u64) {
     }
 }
 
-/// Kills a process that is named by its start time, too, and waits for its end, or for [`LAST_BREATH`] if it is stuck.
+/// Kills a process that is named by its start time, too, and waits for its end, or for `LAST_BREATH` if it is stuck.
 pub async fn end(pid: u32, start_time: u64) {
     if proc::signal(pid, start_time, nix::libc::SIGKILL).is_ok() {
         let _ = tokio::time::timeout(LAST_BREATH, pid_gone(pid, start_time)).await; // stuck in the kernel, then

@@ -11,7 +11,7 @@ use holdfast_proto::control::{OutputRequest, OutputResponse};
 use holdfast_proto::service;
 use protobuf::Message;
 
-use crate::containerd::{Containerd, RUNTIME};
+use crate::containerd::{Containerd, RUNTIME, STOCK_RUNTIME};
 use crate::shim::TASK;
 use crate::wire::{CallError, Connection};
 use crate::{Process, process, programs};
@@ -110,11 +110,21 @@ impl<'a> Container<'a> {
         Self::with_options(containerd, n, &["--runtime-config-path", file.to_str().expect("ours")])
     }
 
+    /// One of containerd's own shim, with runc: for comparison.
+    pub fn stock(containerd: &'a Containerd<'a>, n: usize) -> Self {
+        let root = containerd.scene().path("oci-root");
+        Self::of_runtime(STOCK_RUNTIME, containerd, n, &["--runc-root", root.to_str().expect("ours")])
+    }
+
     fn with_options(containerd: &'a Containerd<'a>, n: usize, more: &[&str]) -> Self {
+        Self::of_runtime(&runtime(), containerd, n, more)
+    }
+
+    fn of_runtime(runtime: &str, containerd: &'a Containerd<'a>, n: usize, more: &[&str]) -> Self {
         let scene = containerd.scene();
         let id = format!("{}-c{n}", scene.id());
         let fifos = scene.path("fifos");
-        let mut options = vec!["--runtime".to_owned(), runtime()];
+        let mut options = vec!["--runtime".to_owned(), runtime.to_owned()];
         // A control group named after the container, so that one which stays is found.
         options.extend(["--cgroup".to_owned(), format!("/{id}")]);
         options.extend(["--fifo-dir".to_owned(), fifos.to_str().expect("ours").to_owned()]);
@@ -219,10 +229,14 @@ impl<'a> Container<'a> {
     /// The path of the shim's socket.
     #[track_caller]
     pub fn address(&self) -> PathBuf {
-        let state = self.containerd.scene().path("containerd/state");
-        let bundle = state.join("io.containerd.runtime.v2.task").join(crate::containerd::NAMESPACE).join(&self.id);
-        let address = fs::read_to_string(bundle.join("address")).expect("the shim writes its address");
+        let address = fs::read_to_string(self.bundle().join("address")).expect("the shim writes its address");
         address.strip_prefix("unix://").expect("a socket's").into()
+    }
+
+    /// Its bundle in containerd's state.
+    pub fn bundle(&self) -> PathBuf {
+        let state = self.containerd.scene().path("containerd/state");
+        state.join("io.containerd.runtime.v2.task").join(crate::containerd::NAMESPACE).join(&self.id)
     }
 
     /// Wait, asked of the shim itself, also while containerd is away; the exit status.

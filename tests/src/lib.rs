@@ -36,6 +36,7 @@ pub mod oci_bundle;
 pub mod parity;
 pub mod process;
 pub mod programs;
+pub mod readme;
 #[cfg(target_arch = "x86_64")]
 pub mod sabotage;
 pub mod scene;

@@ -28,6 +28,8 @@ namespaces_calls=(
     "loggers_under_containerd v2_1"
     "output_across_restarts v2_1"
     "tasks_under_containerd v2_1"
+    "pods v2_1"
+    "monitoring v2_1"
 )
 machine_calls=(
     "under_systemd a_daemon_reload what_the_unit_is_denied containers_and_shims_have a_stop_without_live_restore"
@@ -39,6 +41,8 @@ machine_calls=(
     "with_containerd v2_1::crun v2_1::runc::metrics v2_1::runc::an_update v2_1::holdfast_oci::metrics v2_1::holdfast_oci::an_update"
     "tasks_under_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,the_figures})"
     "events_under_containerd v2_1"
+    "pods $(echo v2_1::{crun,runc,holdfast_oci}::lack_of_memory)"
+    "monitoring $(echo v2_1::{crun,runc,holdfast_oci}::containerds_metrics)"
 )
 # Seconds that a condition may take; an emulated processor has a tenth of the speed, and perhaps a busy machine below it.
 namespaces_patience=30

@@ -117,7 +117,7 @@ fn add(left: &mut LeftBehind, events: Vec<ForwardRequest>, path: &Path, warn: &m
     }
 }
 
-/// Hands on what `path` holds, for as long as [`PATIENCE`] lasts: the hidden action.
+/// Hands on what `path` holds, for as long as `PATIENCE` lasts: the hidden action.
 ///
 /// # Errors
 /// See [`HandOnError`]. What nobody took stays for the next `delete` of the group.

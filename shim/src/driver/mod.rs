@@ -1,6 +1,6 @@
 //! The one loop: take an input, let the lifecycle decide, perform its effects in order.
 //!
-//! All that the shim knows is in [`State`]; `perform.rs` carries effects out, `calls.rs` looks after what takes time,
+//! All that the shim knows is in `State`; `perform.rs` carries effects out, `calls.rs` looks after what takes time,
 //! `opening.rs` after the opening of logs, `loggers.rs` after the life of loggers and `criu.rs` after what checkpoints
 //! leave behind, `container.rs` holds what belongs to a container, `oom.rs` watches over its memory, `output.rs` tells what
 //! becomes of its output, `still.rs` freezes and thaws. Inputs come from the connections' tasks, the reaper, timers and the

@@ -30,7 +30,7 @@
 //! reader leaves goes into the spill before the source does. What is kept on the disk is read and written by the thread for
 //! what may stall ([`Spill`]); the loop waits for the source, for that thread and for the reader.
 //!
-//! A *slow* reader slows the process, as it always did. All state is in [`State`], none in the task that drives it: the
+//! A *slow* reader slows the process, as it always did. All state is in `State`, none in the task that drives it: the
 //! task can be dropped at any await and another can go on.
 
 use std::cell::{Cell, RefCell};

@@ -1,6 +1,6 @@
-//! The command line for people. One file per group of subcommands; [`render`] turns answers into text, [`say`] is where
-//! all of it leaves, [`advice`] knows what to do next after a failure, [`connection`] keeps a connection through restarts
-//! of the supervisor, [`streams`] moves bytes between a terminal and FIFOs, [`signals`] signals.
+//! The command line for people. One file per group of subcommands; `render` turns answers into text, `say` is where
+//! all of it leaves, `advice` knows what to do next after a failure, `connection` keeps a connection through restarts
+//! of the supervisor, `streams` moves bytes between a terminal and FIFOs, `signals` signals.
 
 mod advice;
 pub mod args;

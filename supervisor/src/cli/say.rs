@@ -29,10 +29,10 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
     stream(text).map(drop)
 }
 
-/// As [`print`], for what goes on: whether anybody reads it still.
+/// As [`print()`], for what goes on: whether anybody reads it still.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn stream(text: &str) -> Result<bool, CliError> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,4 +1,4 @@
-//! What `holdfast doctor` examines: facts are gathered ([`probe`], [`stale`]), then judged ([`checks`], pure). Nothing here
+//! What `holdfast doctor` examines: facts are gathered ([`probe`], `stale`), then judged (`checks`, pure). Nothing here
 //! needs a supervisor, and nothing waits for a shim or a program without a deadline.
 
 mod checks;

@@ -194,7 +194,7 @@ pub(crate) struct ExecArgs {
     /// NAME=VALUE added to the environment
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
-    /// UID[:GID]
+    /// Another user, by number, and group
     #[arg(short, long, value_name = "UID[:GID]")]
     pub(crate) user: Option<String>,
     /// More group ids

@@ -1,6 +1,8 @@
 //! Starts a container's first process, or one more in it.
 //!
+//! ```text
 //!     us ──fork──> stage ──fork──> init        (init is made our child too; the stage ends at once)
+//! ```
 //!
 //! The stage joins the cgroup and the namespaces that only a later child is in (user, time, pid); init is libcontainer's:
 //! everything that happens inside the container, up to the execution of the payload, is the crate's code.

@@ -12,7 +12,7 @@ pub(crate) const OCI_VERSION: &str = "1.2.0";
 /// Prints the state on stdout.
 ///
 /// # Errors
-/// [`Failure::NoContainer`](crate::error::Failure::NoContainer), or a record that cannot be read.
+/// [`Failure::NoContainer`], or a record that cannot be read.
 pub(crate) fn run(global: &Global, id: &str) -> Result<u8, Failure> {
     let container = RunRoot::new(&global.root).load(id)?;
     println!("{:#}", container.document());

@@ -21,7 +21,7 @@ const RAW_GRACE: u64 = PIECE_LIMIT as u64;
 /// A log file that is rotated by size. The calls block on the disk.
 ///
 /// Entries are never divided between two files. Raw output has none: there it is lines that stay whole, unless one is so
-/// long that the file would grow by more than [`RAW_GRACE`] over its limit.
+/// long that the file would grow by more than `RAW_GRACE` over its limit.
 #[derive(Debug)]
 pub struct LogFile {
     settings: LogSettings,

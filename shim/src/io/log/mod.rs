@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`Lines`] divides a stream into lines and long lines into pieces, and does no I/O; how an entry looks is each format's
-//! own affair: [`json`], [`cri`], [`journald`]. [`LogFile`] brings bytes to the disk and rotates, [`Journal`] sends entries.
+//! own affair: `json`, `cri`, `journald`. [`LogFile`] brings bytes to the disk and rotates, [`Journal`] sends entries.
 //! Between the two lies a batch that the caller keeps until it is written: after an error the same batch is given again,
 //! and goes on where it stopped. So no entry is ever torn, lost or doubled by an error that passes.
 
@@ -34,7 +34,7 @@ pub enum Format {
     Json,
     /// Kubernetes' container log.
     Cri,
-    /// Fields of the journal, see [`journald`].
+    /// Fields of the journal, see `journald`.
     Journal,
 }
 
