@@ -38,7 +38,7 @@ machine_calls=(
     stats
     oci_runtime
     "real_runtimes crun::a_whole_life crun::the_hosts_devices crun::execs_end_before_init"
-    "with_containerd v2_1::crun v2_1::runc::metrics v2_1::runc::an_update v2_1::holdfast_oci::metrics v2_1::holdfast_oci::an_update"
+    "with_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{metrics,an_update}) $(echo v2_1::crun::{run_prints,an_exec,pause})"
     "tasks_under_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,the_figures})"
     "events_under_containerd v2_1"
     "pods $(echo v2_1::{crun,runc,holdfast_oci}::lack_of_memory)"
