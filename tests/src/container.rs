@@ -219,8 +219,7 @@ impl<'a> Container<'a> {
     /// The path of the shim's socket.
     #[track_caller]
     pub fn address(&self) -> PathBuf {
-        let state = self.containerd.scene().path("containerd/state");
-        let bundle = state.join("io.containerd.runtime.v2.task").join(crate::containerd::NAMESPACE).join(&self.id);
+        let bundle = self.containerd.bundle(crate::containerd::NAMESPACE, &self.id);
         let address = fs::read_to_string(bundle.join("address")).expect("the shim writes its address");
         address.strip_prefix("unix://").expect("a socket's").into()
     }

@@ -23,18 +23,22 @@ pub const NAMESPACE: &str = "tests";
 /// containerd's own shim.
 pub const STOCK_RUNTIME: &str = "io.containerd.runc.v2";
 
-/// What no test uses and a private daemon had better not start: each takes time, or a path outside the scene, or both.
-const DISABLED: &[&str] = &[
+/// The plugin for kubelets, in parts since 2.0, and what it wants: only [`crate::cri`] has a use for it.
+const CRI: &[&str] = &[
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
     "io.containerd.cri.v1.runtime",
     "io.containerd.podsandbox.controller.v1.podsandbox",
+    "io.containerd.image-verifier.v1.bindir",
+];
+
+/// What no test uses and a private daemon had better not start: each takes time, or a path outside the scene, or both.
+const UNUSED: &[&str] = &[
     "io.containerd.nri.v1.nri",
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.restart",
     "io.containerd.internal.v1.tracing",
     "io.containerd.tracing.processor.v1.otlp",
-    "io.containerd.image-verifier.v1.bindir",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",
     "io.containerd.snapshotter.v1.btrfs",
@@ -64,18 +68,45 @@ impl<'a> Containerd<'a> {
     pub fn start(scene: &'a Scene, version: Version) -> Self {
         let rootfs = scene.make_dir("rootfs");
         bundle::fill_with_busybox(&rootfs);
-        let config = format!(
-            "version = {format}\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = {DISABLED:?}\n\
-             [grpc]\naddress = {socket:?}\n",
-            format = if version < Version::V2_1 { 2 } else { 3 },
-            root = scene.path("containerd/root"),
-            state = scene.path("containerd/state"),
-            socket = scene.path("c.sock"),
-        );
-        fs::write(scene.path("containerd.toml"), config).expect("the scene is writable");
         let containerd = Self { scene, version, daemon: RefCell::default(), rootfs, environment: RefCell::default() };
+        containerd.configure(&[CRI, UNUSED].concat(), "");
         containerd.resume();
         containerd
+    }
+
+    fn configure(&self, disabled: &[&str], sections: &str) {
+        let config = format!(
+            "version = {format}\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = {disabled:?}\n\
+             [grpc]\naddress = {socket:?}\n{sections}",
+            format = if self.version < Version::V2_1 { 2 } else { 3 },
+            root = self.scene.path("containerd/root"),
+            state = self.state(),
+            socket = self.socket(),
+        );
+        fs::write(self.scene.path("containerd.toml"), config).expect("the scene is writable");
+    }
+
+    /// Kills it and starts it with its plugin for kubelets, whose settings `sections` has.
+    #[track_caller]
+    pub fn restart_with_cri(&self, sections: &str) {
+        self.kill();
+        self.configure(UNUSED, sections);
+        self.resume();
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.scene.path("c.sock")
+    }
+
+    /// The directory of what does not outlive the machine: bundles, and what the plugin for kubelets mounts.
+    pub fn state(&self) -> PathBuf {
+        self.scene.path("containerd/state")
+    }
+
+    /// The bundle of a container.
+    pub fn bundle(&self, namespace: &str, id: &str) -> PathBuf {
+        self.state().join("io.containerd.runtime.v2.task").join(namespace).join(id)
     }
 
     /// Starts the daemon again, after [`Containerd::kill`], and waits until it answers.
@@ -172,8 +203,13 @@ impl<'a> Containerd<'a> {
 
     /// ctr, with the address and a namespace given.
     pub fn ctr(&self) -> Command {
+        self.ctr_in(NAMESPACE)
+    }
+
+    /// ctr for another namespace than that of the tests.
+    pub fn ctr_in(&self, namespace: &str) -> Command {
         let mut command = self.command("ctr");
-        command.arg("--address").arg(self.scene.path("c.sock")).args(["--namespace", NAMESPACE]);
+        command.arg("--address").arg(self.socket()).args(["--namespace", namespace]);
         command
     }
 
@@ -208,13 +244,14 @@ impl<'a> Containerd<'a> {
         run(&mut outer)
     }
 
-    fn log_tail(&self) -> String {
+    /// The last lines of the daemon's log.
+    pub fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
-    /// The last lines of the daemon's log, for complaints.
+    /// How a command ended, with the last lines of the daemon's log.
     pub fn complain(&self, output: &Output) -> String {
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         format!(
