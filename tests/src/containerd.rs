@@ -2,11 +2,11 @@
 //!
 //! What differs between the versions' ctr stays in here, where it does not matter to a test.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::Signal;
 
@@ -52,11 +52,11 @@ const UNUSED: &[&str] = &[
 pub struct Containerd<'a> {
     scene: &'a Scene,
     version: Version,
-    /// While it runs. In a cell, so that what borrows the daemon lives on while it is killed and started again.
-    daemon: RefCell<Option<ChildProcess>>,
+    /// While it runs. What borrows the daemon, in whichever thread, lives on while it is killed and started again.
+    daemon: Mutex<Option<ChildProcess>>,
     rootfs: PathBuf,
     /// What it has in its environment besides the scene's variables, from its next start on.
-    environment: RefCell<Vec<(String, String)>>,
+    environment: Mutex<Vec<(String, String)>>,
 }
 
 impl<'a> Containerd<'a> {
@@ -68,7 +68,7 @@ impl<'a> Containerd<'a> {
     pub fn start(scene: &'a Scene, version: Version) -> Self {
         let rootfs = scene.make_dir("rootfs");
         bundle::fill_with_busybox(&rootfs);
-        let containerd = Self { scene, version, daemon: RefCell::default(), rootfs, environment: RefCell::default() };
+        let containerd = Self { scene, version, daemon: Mutex::default(), rootfs, environment: Mutex::default() };
         containerd.configure(&[CRI, UNUSED].concat(), "");
         containerd.resume();
         containerd
@@ -116,8 +116,8 @@ impl<'a> Containerd<'a> {
         let mut command = self.command("containerd");
         command.arg("--config").arg(self.scene.path("containerd.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.envs(self.environment.borrow().iter().cloned());
-        *self.daemon.borrow_mut() = Some(ChildProcess::spawn(&mut command));
+        command.envs(lock(&self.environment).iter().cloned());
+        *lock(&self.daemon) = Some(ChildProcess::spawn(&mut command));
         eventually("containerd should answer", || {
             let output = run(self.ctr().arg("version"));
             if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
@@ -127,7 +127,7 @@ impl<'a> Containerd<'a> {
     /// Kills it and starts it with one more variable in its environment, which its shims inherit.
     #[track_caller]
     pub fn restart_with(&self, name: &str, value: &str) {
-        self.environment.borrow_mut().push((name.to_owned(), value.to_owned()));
+        lock(&self.environment).push((name.to_owned(), value.to_owned()));
         self.kill();
         self.resume();
     }
@@ -164,14 +164,14 @@ impl<'a> Containerd<'a> {
 
     /// Ends the daemon with SIGKILL.
     pub fn kill(&self) {
-        if let Some(mut daemon) = self.daemon.take() {
+        if let Some(mut daemon) = lock(&self.daemon).take() {
             daemon.kill();
         }
     }
 
     /// Ends the daemon as an administrator would.
     pub fn stop(&self) {
-        if let Some(mut daemon) = self.daemon.take() {
+        if let Some(mut daemon) = lock(&self.daemon).take() {
             daemon.signal(Signal::SIGTERM);
             daemon.wait();
         }
@@ -340,6 +340,11 @@ impl<'a> Containerd<'a> {
             if left.is_empty() { Ok(()) } else { Err(left) }
         });
     }
+}
+
+/// A test that has failed in one thread is cleaned up after in another.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A `ctr events` that runs until this is dropped.
