@@ -26,8 +26,8 @@ pub mod api {
 
 use api::{
     ContainerConfig, ContainerState, ContainerStatsRequest, ContainerStatsResponse, ContainerStatus,
-    ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest, CreateContainerResponse, ExecSyncRequest,
-    ExecSyncResponse, ImageSpec, ImageStatusRequest, ImageStatusResponse, LinuxContainerConfig,
+    ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest, CreateContainerResponse, DNSConfig,
+    ExecSyncRequest, ExecSyncResponse, ImageSpec, ImageStatusRequest, ImageStatusResponse, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
     ListPodSandboxRequest, ListPodSandboxResponse, NamespaceMode, NamespaceOption, PodSandbox, PodSandboxConfig,
     PodSandboxMetadata, RemoveContainerRequest, RemoveContainerResponse, RemovePodSandboxRequest,
@@ -143,6 +143,7 @@ impl<'a> Cri<'a> {
         PodSandboxConfig {
             metadata: MessageField::some(metadata),
             log_directory: logs.to_str().expect("ours").into(),
+            dns_config: MessageField::some(DNSConfig { servers: vec!["192.0.2.1".into()], ..DNSConfig::default() }),
             linux: MessageField::some(linux),
             ..PodSandboxConfig::default()
         }
