@@ -235,8 +235,7 @@ impl<'a> Container<'a> {
 
     /// Its bundle in containerd's state.
     pub fn bundle(&self) -> PathBuf {
-        let state = self.containerd.scene().path("containerd/state");
-        state.join("io.containerd.runtime.v2.task").join(crate::containerd::NAMESPACE).join(&self.id)
+        self.containerd.bundle(crate::containerd::NAMESPACE, &self.id)
     }
 
     /// Wait, asked of the shim itself, also while containerd is away; the exit status.

@@ -2,11 +2,11 @@
 //!
 //! What differs between the versions' ctr stays in here, where it does not matter to a test.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::Signal;
 
@@ -23,18 +23,22 @@ pub const NAMESPACE: &str = "tests";
 /// containerd's own shim.
 pub const STOCK_RUNTIME: &str = "io.containerd.runc.v2";
 
-/// What no test uses and a private daemon had better not start: each takes time, or a path outside the scene, or both.
-const DISABLED: &[&str] = &[
+/// The plugin for kubelets, in parts since 2.0, and what it wants: only [`crate::cri`] has a use for it.
+const CRI: &[&str] = &[
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
     "io.containerd.cri.v1.runtime",
     "io.containerd.podsandbox.controller.v1.podsandbox",
+    "io.containerd.image-verifier.v1.bindir",
+];
+
+/// What no test uses and a private daemon had better not start: each takes time, or a path outside the scene, or both.
+const UNUSED: &[&str] = &[
     "io.containerd.nri.v1.nri",
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.restart",
     "io.containerd.internal.v1.tracing",
     "io.containerd.tracing.processor.v1.otlp",
-    "io.containerd.image-verifier.v1.bindir",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",
     "io.containerd.snapshotter.v1.btrfs",
@@ -48,11 +52,11 @@ const DISABLED: &[&str] = &[
 pub struct Containerd<'a> {
     scene: &'a Scene,
     version: Version,
-    /// While it runs. In a cell, so that what borrows the daemon lives on while it is killed and started again.
-    daemon: RefCell<Option<ChildProcess>>,
+    /// While it runs. What borrows the daemon, in whichever thread, lives on while it is killed and started again.
+    daemon: Mutex<Option<ChildProcess>>,
     rootfs: PathBuf,
     /// What it has in its environment besides the scene's variables, from its next start on.
-    environment: RefCell<Vec<(String, String)>>,
+    environment: Mutex<Vec<(String, String)>>,
 }
 
 impl<'a> Containerd<'a> {
@@ -64,18 +68,45 @@ impl<'a> Containerd<'a> {
     pub fn start(scene: &'a Scene, version: Version) -> Self {
         let rootfs = scene.make_dir("rootfs");
         bundle::fill_with_busybox(&rootfs);
-        let config = format!(
-            "version = {format}\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = {DISABLED:?}\n\
-             [grpc]\naddress = {socket:?}\n",
-            format = if version < Version::V2_1 { 2 } else { 3 },
-            root = scene.path("containerd/root"),
-            state = scene.path("containerd/state"),
-            socket = scene.path("c.sock"),
-        );
-        fs::write(scene.path("containerd.toml"), config).expect("the scene is writable");
-        let containerd = Self { scene, version, daemon: RefCell::default(), rootfs, environment: RefCell::default() };
+        let containerd = Self { scene, version, daemon: Mutex::default(), rootfs, environment: Mutex::default() };
+        containerd.configure(&[CRI, UNUSED].concat(), "");
         containerd.resume();
         containerd
+    }
+
+    fn configure(&self, disabled: &[&str], sections: &str) {
+        let config = format!(
+            "version = {format}\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = {disabled:?}\n\
+             [grpc]\naddress = {socket:?}\n{sections}",
+            format = if self.version < Version::V2_1 { 2 } else { 3 },
+            root = self.scene.path("containerd/root"),
+            state = self.state(),
+            socket = self.socket(),
+        );
+        fs::write(self.scene.path("containerd.toml"), config).expect("the scene is writable");
+    }
+
+    /// Kills it and starts it with its plugin for kubelets, whose settings `sections` has.
+    #[track_caller]
+    pub fn restart_with_cri(&self, sections: &str) {
+        self.kill();
+        self.configure(UNUSED, sections);
+        self.resume();
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.scene.path("c.sock")
+    }
+
+    /// The directory of what does not outlive the machine: bundles, and what the plugin for kubelets mounts.
+    pub fn state(&self) -> PathBuf {
+        self.scene.path("containerd/state")
+    }
+
+    /// The bundle of a container.
+    pub fn bundle(&self, namespace: &str, id: &str) -> PathBuf {
+        self.state().join("io.containerd.runtime.v2.task").join(namespace).join(id)
     }
 
     /// Starts the daemon again, after [`Containerd::kill`], and waits until it answers.
@@ -85,8 +116,8 @@ impl<'a> Containerd<'a> {
         let mut command = self.command("containerd");
         command.arg("--config").arg(self.scene.path("containerd.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.envs(self.environment.borrow().iter().cloned());
-        *self.daemon.borrow_mut() = Some(ChildProcess::spawn(&mut command));
+        command.envs(lock(&self.environment).iter().cloned());
+        *lock(&self.daemon) = Some(ChildProcess::spawn(&mut command));
         eventually("containerd should answer", || {
             let output = run(self.ctr().arg("version"));
             if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
@@ -96,7 +127,7 @@ impl<'a> Containerd<'a> {
     /// Kills it and starts it with one more variable in its environment, which its shims inherit.
     #[track_caller]
     pub fn restart_with(&self, name: &str, value: &str) {
-        self.environment.borrow_mut().push((name.to_owned(), value.to_owned()));
+        lock(&self.environment).push((name.to_owned(), value.to_owned()));
         self.kill();
         self.resume();
     }
@@ -133,14 +164,14 @@ impl<'a> Containerd<'a> {
 
     /// Ends the daemon with SIGKILL.
     pub fn kill(&self) {
-        if let Some(mut daemon) = self.daemon.take() {
+        if let Some(mut daemon) = lock(&self.daemon).take() {
             daemon.kill();
         }
     }
 
     /// Ends the daemon as an administrator would.
     pub fn stop(&self) {
-        if let Some(mut daemon) = self.daemon.take() {
+        if let Some(mut daemon) = lock(&self.daemon).take() {
             daemon.signal(Signal::SIGTERM);
             daemon.wait();
         }
@@ -172,8 +203,13 @@ impl<'a> Containerd<'a> {
 
     /// ctr, with the address and a namespace given.
     pub fn ctr(&self) -> Command {
+        self.ctr_in(NAMESPACE)
+    }
+
+    /// ctr for another namespace than that of the tests.
+    pub fn ctr_in(&self, namespace: &str) -> Command {
         let mut command = self.command("ctr");
-        command.arg("--address").arg(self.scene.path("c.sock")).args(["--namespace", NAMESPACE]);
+        command.arg("--address").arg(self.socket()).args(["--namespace", namespace]);
         command
     }
 
@@ -208,13 +244,14 @@ impl<'a> Containerd<'a> {
         run(&mut outer)
     }
 
-    fn log_tail(&self) -> String {
+    /// The last lines of the daemon's log.
+    pub fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
-    /// The last lines of the daemon's log, for complaints.
+    /// How a command ended, with the last lines of the daemon's log.
     pub fn complain(&self, output: &Output) -> String {
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         format!(
@@ -303,6 +340,11 @@ impl<'a> Containerd<'a> {
             if left.is_empty() { Ok(()) } else { Err(left) }
         });
     }
+}
+
+/// A test that has failed in one thread is cleaned up after in another.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A `ctr events` that runs until this is dropped.

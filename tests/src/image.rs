@@ -6,8 +6,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, NAMESPACE};
 use crate::programs::Version;
+use crate::scene::MARK;
 use crate::{Scene, bundle, process};
 
 /// Its name, which is found nowhere else.
@@ -16,13 +17,21 @@ pub const IMAGE: &str = "holdfast.test/busybox:latest";
 /// Gives [`IMAGE`] to a containerd.
 #[track_caller]
 pub fn import(containerd: &Containerd<'_>) {
+    import_into(containerd, NAMESPACE);
+}
+
+/// Gives [`IMAGE`] to a namespace of a containerd.
+#[track_caller]
+pub fn import_into(containerd: &Containerd<'_>, namespace: &str) {
     let file = write(containerd.scene());
     // Otherwise the ctr of 2.1 leaves the import to a service that the private daemons do not load.
     let local: &[&str] = if containerd.version() >= Version::V2_1 { &["--local"] } else { &[] };
-    containerd.ok(&[&["image", "import"], local, &[file.to_str().expect("ours")]].concat());
+    let output = process::run(containerd.ctr_in(namespace).args(["image", "import"]).args(local).arg(file));
+    assert!(output.status.success(), "{}", containerd.complain(&output));
 }
 
-/// In Docker's form, which takes no more than tar.
+/// In Docker's form, which takes no more than tar. What runs from it bears the scene's mark, and sleeps if it is told nothing
+/// else: all that the first container of a pod has to do.
 #[track_caller]
 fn write(scene: &Scene) -> PathBuf {
     let dir = scene.make_dir("image");
@@ -36,7 +45,8 @@ fn write(scene: &Scene) -> PathBuf {
     let sum = done(Command::new("sha256sum").arg("layer.tar"));
     let sum = sum.split_whitespace().next().unwrap_or_default();
     let config = json!({
-        "architecture": "amd64", "os": "linux", "config": { "Env": ["PATH=/bin"] },
+        "architecture": "amd64", "os": "linux",
+        "config": { "Env": ["PATH=/bin", format!("{MARK}={}", scene.id())], "Cmd": ["/bin/sleep", "100000"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{sum}")] },
     });
     let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);

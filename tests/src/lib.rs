@@ -11,6 +11,7 @@
 //!     ├── FakeContainerd                        takes its events
 //!     ├── FakeRuntime                           what it believes to be runc (ring 2)
 //!     └── Containerd ── Container               a private one of any version, with its ctr (ring 3); see matrix
+//!             └── Cri ── Pod ── PodContainer    the same as a kubelet drives it
 //! ```
 //!
 //! Ring 2 starts in `tests/lifecycle.rs`, ring 3 in `tests/with_containerd.rs`.
@@ -18,6 +19,7 @@
 pub mod bundle;
 pub mod container;
 pub mod containerd;
+pub mod cri;
 pub mod disk;
 pub mod eventually;
 pub mod fake_containerd;
@@ -25,6 +27,7 @@ pub mod fake_runtime;
 pub mod figures;
 pub mod freezable;
 pub mod gate;
+pub mod grpc;
 pub mod holdfastd;
 pub mod image;
 pub mod journal;

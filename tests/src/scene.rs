@@ -138,11 +138,18 @@ impl Scene {
         ours
     }
 
-    /// Control groups of containers of this scene, the deepest first.
+    /// Control groups of containers of this scene and all below them, the deepest first.
     fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        find_named(Path::new("/sys/fs/cgroup"), &self.id, &mut found);
+        find_named(Path::new("/sys/fs/cgroup"), &self.id, false, &mut found);
         found
+    }
+
+    /// Removes control groups of this scene in which nothing is: those above containers, which no OCI runtime removes.
+    pub fn remove_empty_cgroups(&self) {
+        for group in self.cgroups() {
+            let _ = fs::remove_dir(group);
+        }
     }
 
     /// Bound sockets with a path in the directory.
@@ -174,9 +181,7 @@ impl Scene {
         for point in self.mounts() {
             let _ = umount2(&point, MntFlags::MNT_DETACH);
         }
-        for group in self.cgroups() {
-            let _ = fs::remove_dir(group);
-        }
+        self.remove_empty_cgroups();
     }
 }
 
@@ -224,12 +229,13 @@ fn members(cgroup: &Path) -> Vec<i32> {
     text.lines().filter_map(|l| l.parse().ok()).filter(|p| *p != 0).collect()
 }
 
-/// Directories below `dir` whose name contains `word`, children before parents.
-fn find_named(dir: &Path, word: &str, found: &mut Vec<PathBuf>) {
+/// Directories below `dir` whose name contains `word` and, if `all`, any other; children before parents.
+fn find_named(dir: &Path, word: &str, all: bool, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            find_named(&entry.path(), word, found);
-            if entry.file_name().to_str().is_some_and(|n| n.contains(word)) {
+            let is_one = all || entry.file_name().to_str().is_some_and(|n| n.contains(word));
+            find_named(&entry.path(), word, is_one, found);
+            if is_one {
                 found.push(entry.path());
             }
         }
