@@ -22,9 +22,12 @@ pub fn import(containerd: &Containerd<'_>) {
     containerd.ok(&[&["image", "import"], local, &[file.to_str().expect("ours")]].concat());
 }
 
-/// In Docker's form, which takes no more than tar.
+/// Writes a file with it, in Docker's form, which takes no more than tar.
+///
+/// # Panics
+/// If that is impossible.
 #[track_caller]
-fn write(scene: &Scene) -> PathBuf {
+pub fn write(scene: &Scene) -> PathBuf {
     let dir = scene.make_dir("image");
     bundle::fill_with_busybox(&dir.join("root"));
     let done = |command: &mut Command| {

@@ -11,6 +11,7 @@
 //!     ├── FakeContainerd                        takes its events
 //!     ├── FakeRuntime                           what it believes to be runc (ring 2)
 //!     └── Containerd ── Container               a private one of any version, with its ctr (ring 3); see matrix
+//!           └── Docker                          a private dockerd on it, with its command line
 //! ```
 //!
 //! Ring 2 starts in `tests/lifecycle.rs`, ring 3 in `tests/with_containerd.rs`.
@@ -19,6 +20,7 @@ pub mod bundle;
 pub mod container;
 pub mod containerd;
 pub mod disk;
+pub mod docker;
 pub mod eventually;
 pub mod fake_containerd;
 pub mod fake_runtime;

@@ -141,7 +141,7 @@ impl Scene {
     /// Control groups of containers of this scene, the deepest first.
     fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        find_named(Path::new("/sys/fs/cgroup"), &self.id, &mut found);
+        find_named(Path::new("/sys/fs/cgroup"), &self.id, false, &mut found);
         found
     }
 
@@ -224,12 +224,13 @@ fn members(cgroup: &Path) -> Vec<i32> {
     text.lines().filter_map(|l| l.parse().ok()).filter(|p| *p != 0).collect()
 }
 
-/// Directories below `dir` whose name contains `word`, children before parents.
-fn find_named(dir: &Path, word: &str, found: &mut Vec<PathBuf>) {
+/// Directories below `dir` whose name contains `word`, and (`inside` such a one) all below them, children before parents.
+fn find_named(dir: &Path, word: &str, inside: bool, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            find_named(&entry.path(), word, found);
-            if entry.file_name().to_str().is_some_and(|n| n.contains(word)) {
+            let named = inside || entry.file_name().to_str().is_some_and(|n| n.contains(word));
+            find_named(&entry.path(), word, named, found);
+            if named {
                 found.push(entry.path());
             }
         }
