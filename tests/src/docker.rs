@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 
 use crate::container::Oci;
 use crate::containerd::{Containerd, RUNTIME};
-use crate::eventually::holds;
 use crate::image::{self, IMAGE};
 use crate::process::{ChildProcess, run};
 use crate::programs::DockerVersion;
@@ -203,13 +202,13 @@ impl<'a> Docker<'a> {
         }
     }
 
-    /// Sends SIGHUP, and waits until `daemon.json` was read.
+    /// Sends SIGHUP: `daemon.json` is to be read again.
+    ///
+    /// # Panics
+    /// If it does not run.
     #[track_caller]
     pub fn reload(&self) {
-        let told = |log: &str| log.matches("Reloaded configuration:").count();
-        let before = told(&self.log());
         self.daemon.borrow().as_ref().expect("dockerd runs").signal(Signal::SIGHUP);
-        eventually("dockerd should read its settings again", || holds(told(&self.log()) > before));
     }
 
     /// docker, with the daemon's address given.

@@ -34,8 +34,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use std::{env, fmt, fs, io};
 
-use crate::container::{Container, Oci, is_without_controllers};
-use crate::containerd::Containerd;
+use crate::container::{Container, Oci, is_without_controllers, runtime};
+use crate::containerd::{Containerd, STOCK_RUNTIME};
 use crate::docker::{Docker, Shim};
 use crate::programs::{DockerVersion, Version};
 use crate::skip::{self, is_root, skip};
@@ -278,7 +278,8 @@ pub fn run_on_docker(version: DockerVersion, oci: Oci, module: &str, behaviours:
     // A test that does not come to its end has failed.
     rows.iter().for_each(|(row, _)| note(row, cell, &Outcome::Fail));
     let scene = Scene::new();
-    let docker = Docker::start(&scene, version, Shim::Holdfast(oci));
+    let shim = if runtime() == STOCK_RUNTIME { Shim::Stock } else { Shim::Holdfast(oci) };
+    let docker = Docker::start(&scene, version, shim);
     let mut failed = Vec::new();
     for (row, function) in &rows {
         skip::take_reason();
