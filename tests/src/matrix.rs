@@ -250,17 +250,20 @@ fn refusal(oci: Oci) -> Option<&'static str> {
     if is_root() { oci.refusal() } else { Some("needs root") }
 }
 
+/// A behaviour under Docker.
+pub type OnDocker = fn(&Docker<'_>);
+
 /// Runs the behaviours of a file under one dockerd, one after another, and notes how each ended.
 ///
 /// # Panics
 /// At the end, if one of them did, or something is left.
 #[track_caller]
-pub fn run_on_docker(version: DockerVersion, oci: Oci, module: &str, behaviours: &[(&str, fn(&Docker<'_>))]) {
+pub fn run_on_docker(version: DockerVersion, oci: Oci, module: &str, behaviours: &[(&str, OnDocker)]) {
     let cell = Cell { daemon: Daemon::Docker(version), oci };
     // docker::v28_5
     let group = module.split("::").next().unwrap_or_default();
     let wanted = env::var("HOLDFAST_BEHAVIOURS").unwrap_or_default();
-    let rows: Vec<(Row, fn(&Docker<'_>))> = behaviours
+    let rows: Vec<(Row, OnDocker)> = behaviours
         .iter()
         .enumerate()
         .filter(|(_, (name, _))| name.contains(&wanted))

@@ -366,24 +366,33 @@ fn tell(story: &mut String, shim: Shim, away: Away, seen: &Seen) {
     }
 }
 
+fn yes(yes: bool) -> String {
+    if yes { "yes" } else { "**no**" }.to_owned()
+}
+
+fn of(n: usize, all: usize) -> String {
+    if n == all { format!("{n}") } else { format!("**{n}**") }
+}
+
+/// What a row of the table says of a column.
+type Value = fn(&Seen) -> String;
+
 /// Ours beside the other, a row for each thing that somebody may ask.
 fn table(aways: &[Away], seen: &[Seen]) -> String {
     let (stock, ours) = seen.split_at(aways.len());
     let columns: Vec<&Seen> = stock.iter().zip(ours).flat_map(|(a, b)| [a, b]).collect();
     let heads = aways.iter().map(|away| format!(" {0}<br>stock | {0}<br>holdfast |", away.title()));
     let mut text = format!("| |{}\n|---|{}\n", heads.collect::<String>(), "---|".repeat(columns.len()));
-    let yes = |yes: bool| if yes { "yes" } else { "**no**" }.to_owned();
-    let of = |n: usize, all: usize| if n == all { format!("{n}") } else { format!("**{n}**") };
-    let rows: [(String, &dyn Fn(&Seen) -> String); 7] = [
-        ("a container goes on, with its pid and its parent".into(), &|s| yes(s.went_on && s.trees[0] == s.trees[2])),
-        (format!("one that prints {LINES} lines meanwhile is not blocked"), &|s| yes(s.wrote_on)),
-        (format!("of these {LINES} lines in `docker logs` afterwards"), &|s| of(s.lines, LINES)),
-        (format!("of {LAST_WORDS} lines of one that ends meanwhile"), &|s| of(s.last_words, LAST_WORDS)),
-        ("the exit code of one that ended with 3".into(), &|s| {
+    let rows: [(String, Value); 7] = [
+        ("a container goes on, with its pid and its parent".into(), |s| yes(s.went_on && s.trees[0] == s.trees[2])),
+        (format!("one that prints {LINES} lines meanwhile is not blocked"), |s| yes(s.wrote_on)),
+        (format!("of these {LINES} lines in `docker logs` afterwards"), |s| of(s.lines, LINES)),
+        (format!("of {LAST_WORDS} lines of one that ends meanwhile"), |s| of(s.last_words, LAST_WORDS)),
+        ("the exit code of one that ended with 3".into(), |s| {
             if s.code == 3 { "3".into() } else { format!("**{}**", s.code) }
         }),
-        ("the time of its end is true".into(), &|s| yes(s.time_is_true)),
-        ("lives of one that ended with 0, restarted on failure".into(), &|s| of(s.lives, 1)),
+        ("the time of its end is true".into(), |s| yes(s.time_is_true)),
+        ("lives of one that ended with 0, restarted on failure".into(), |s| of(s.lives, 1)),
     ];
     for (title, value) in rows {
         let cells = columns.iter().map(|seen| format!(" {} |", value(seen)));
