@@ -79,7 +79,7 @@ target/sysroot/lib/libseccomp.a:
 	fi
 	ln -sfn "$$lib" $@
 
-## peers: containerd, runc, crun and busybox for the tests, unpacked into target/peers where not installed
+## peers: containerd, dockerd, runc, crun and busybox for the tests, unpacked into target/peers where not installed
 peers:
 	@tests/peers.sh
 
@@ -96,7 +96,7 @@ test: build peers
 test-vm: build peers
 	@tests/vm/run.sh
 
-## matrix: README's table of what works where, from the last run of the tests
+## matrix: README's tables of what works where, from the last run of the tests
 matrix:
 	@$(CARGO) run --quiet --locked -p holdfast-tests --bin matrix -- write target README.md
 

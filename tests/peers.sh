@@ -1,6 +1,7 @@
 #!/bin/bash
 # Provides the programs that the real ring compares with and runs under: runc, crun, criu, a static busybox, shells and
-# mke2fs in target/peers/bin, and each containerd of the matrix (with its own ctr and stock shim) in target/peers/containerd-N/bin.
+# mke2fs in target/peers/bin, each containerd of the matrix (with its own ctr and stock shim) in target/peers/containerd-N/bin
+# and each dockerd (with its command line and the init that it gives to containers) in target/peers/docker-N/bin.
 # The oldest containerd is the one in target/peers/bin too.
 #
 # usage: peers.sh [DIR]        default DIR: target/peers
@@ -24,6 +25,11 @@ peers="
 containerd-1.6|containerd|1\.6\.|bookworm|containerd ctr containerd-shim-runc-v2
 containerd-1.7|containerd|1\.7\.|trixie|containerd ctr containerd-shim-runc-v2
 containerd-2.1|containerd|2\.1\.|forky|containerd ctr containerd-shim-runc-v2
+docker-20.10|docker.io|20\.10\.|bookworm|dockerd docker docker-proxy
+docker-20.10|tini|||tini-static
+docker-28.5|docker.io|28\.5\.|forky|dockerd docker-proxy
+docker-28.5|docker-cli|28\.5\.|forky|docker
+docker-28.5|tini|||tini-static
 |runc|1\.[1-9]||runc
 |crun|||crun
 |criu|4\.|trixie|criu

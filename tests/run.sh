@@ -10,8 +10,8 @@
 # A test file in */tests/ belongs to the ring that its first line names ("//! Ring 3: ..."), else to ring 2. A test that
 # cannot run here says so through skip() of the harness; each skip must be listed in permitted-skips.txt.
 #
-# The cells of the matrix (tests/src/matrix.rs) are tests of ring 3. After it their table is printed and written to
-# target/matrix.md and target/matrix.tsv, and README.md must show the same.
+# The cells of the matrix (tests/src/matrix.rs) are tests of ring 3. After it their tables are printed and written to
+# target/matrix.md, target/matrix-docker.md and target/matrix.tsv, and README.md must show the same.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 

@@ -67,7 +67,7 @@ pub fn is_without_controllers() -> bool {
 }
 
 /// The shim's name for containerd: `HOLDFAST_RUNTIME` names another than ours, to see that the tests themselves are right.
-fn runtime() -> String {
+pub(crate) fn runtime() -> String {
     env::var("HOLDFAST_RUNTIME").unwrap_or_else(|_| RUNTIME.into())
 }
 

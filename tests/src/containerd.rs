@@ -177,6 +177,11 @@ impl<'a> Containerd<'a> {
         }
     }
 
+    /// Whether it was neither stopped nor killed.
+    pub fn is_running(&self) -> bool {
+        self.daemon.borrow().is_some()
+    }
+
     /// Which one it is.
     pub fn version(&self) -> Version {
         self.version

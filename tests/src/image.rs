@@ -30,10 +30,13 @@ pub fn import_into(containerd: &Containerd<'_>, namespace: &str) {
     assert!(output.status.success(), "{}", containerd.complain(&output));
 }
 
-/// In Docker's form, which takes no more than tar. What runs from it bears the scene's mark, and sleeps if it is told nothing
-/// else: all that the first container of a pod has to do.
+/// Writes a file with it, in Docker's form, which takes no more than tar. What runs from it bears the scene's mark, and sleeps
+/// if it is told nothing else: all that the first container of a pod has to do.
+///
+/// # Panics
+/// If that is impossible.
 #[track_caller]
-fn write(scene: &Scene) -> PathBuf {
+pub fn write(scene: &Scene) -> PathBuf {
     let dir = scene.make_dir("image");
     bundle::fill_with_busybox(&dir.join("root"));
     let done = |command: &mut Command| {

@@ -11,7 +11,8 @@
 //!     ├── FakeContainerd                        takes its events
 //!     ├── FakeRuntime                           what it believes to be runc (ring 2)
 //!     └── Containerd ── Container               a private one of any version, with its ctr (ring 3); see matrix
-//!             └── Cri ── Pod ── PodContainer    the same as a kubelet drives it
+//!           ├── Cri ── Pod ── PodContainer      the same as a kubelet drives it
+//!           └── Docker                          a private dockerd on it, with its command line
 //! ```
 //!
 //! Ring 2 starts in `tests/lifecycle.rs`, ring 3 in `tests/with_containerd.rs`.
@@ -21,6 +22,7 @@ pub mod container;
 pub mod containerd;
 pub mod cri;
 pub mod disk;
+pub mod docker;
 pub mod eventually;
 pub mod fake_containerd;
 pub mod fake_runtime;

@@ -1,10 +1,10 @@
-//! The matrix: each behaviour under each containerd, with each OCI runtime.
+//! The matrix: each behaviour under each containerd and each dockerd, with each OCI runtime.
 //!
 //! A behaviour is a function that gets a fresh containerd with an OCI runtime chosen, and asserts.
 //! [`matrix!`](crate::matrix!) makes one test of it for each cell, as `v1_7::runc::a_killed_container_tells_137`, and [`run`]
-//! notes how each ended. From the notes of a full run the program `src/bin/matrix.rs` makes the table that `make test` and
-//! `make test-vm` print. `make matrix` puts it into README.md: `make test`'s, with what this machine had to skip taken from
-//! the other.
+//! notes how each ended. From the notes of a full run the program `src/bin/matrix.rs` makes the tables, containerd's and
+//! Docker's, that `make test` and `make test-vm` print. `make matrix` puts them into README.md: `make test`'s, with what this
+//! machine had to skip taken from the other.
 //!
 //! To add a behaviour, write the function and add its name to the file's `matrix!`:
 //!
@@ -22,16 +22,22 @@
 //! }
 //! ```
 //!
+//! Under Docker the behaviours of a file share a dockerd, which takes long to start: [`docker_matrix!`](crate::docker_matrix!)
+//! makes one test for each cell, as `v28_5::runc`, in which they come one after another and get the
+//! [`Docker`](crate::docker::Docker); see `tests/docker.rs`. `HOLDFAST_BEHAVIOURS=word` runs only those with the word in their names.
+//!
 //! The name, read as a sentence, is the row of the table. What cannot work in some cell calls `skip` with the reason and
 //! returns, and gets a pattern in `tests/permitted-skips.txt`, or in `tests/vm/permitted-skips.txt` if it cannot work there.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use std::{env, fmt, fs, io};
 
-use crate::container::{Container, Oci, is_without_controllers};
-use crate::containerd::Containerd;
-use crate::programs::Version;
+use crate::container::{Container, Oci, is_without_controllers, runtime};
+use crate::containerd::{Containerd, STOCK_RUNTIME};
+use crate::docker::{Docker, Shim};
+use crate::programs::{DockerVersion, Version};
 use crate::skip::{self, is_root, skip};
 use crate::{Scene, process, programs};
 
@@ -52,11 +58,12 @@ macro_rules! matrix {
             $(
                 #[test]
                 fn $behaviour() {
+                    let version = $crate::programs::Version::$version;
                     let cell = Cell {
-                        version: $crate::programs::Version::$version,
+                        daemon: $crate::matrix::Daemon::Containerd(version),
                         oci: $crate::container::Oci::$oci,
                     };
-                    run(cell, module_path!(), ROWS, stringify!($behaviour), super::super::$behaviour);
+                    run(version, cell, module_path!(), ROWS, stringify!($behaviour), super::super::$behaviour);
                 }
             )*
         }
@@ -68,20 +75,101 @@ macro_rules! matrix {
     };
 }
 
+/// Makes the tests of a file about Docker: a module for each dockerd, in it a test for each OCI runtime.
+#[macro_export]
+macro_rules! docker_matrix {
+    (@version $module:ident $version:ident $behaviours:tt) => {
+        mod $module {
+            $crate::docker_matrix!(@oci holdfast_oci $version HoldfastOci $behaviours);
+            $crate::docker_matrix!(@oci runc $version Runc $behaviours);
+            $crate::docker_matrix!(@oci crun $version Crun $behaviours);
+        }
+    };
+    (@oci $test:ident $version:ident $oci:ident [$($behaviour:ident)*]) => {
+        #[test]
+        fn $test() {
+            $crate::matrix::run_on_docker(
+                $crate::programs::DockerVersion::$version,
+                $crate::container::Oci::$oci,
+                module_path!(),
+                &[$((stringify!($behaviour), super::$behaviour)),*],
+            );
+        }
+    };
+    ($($behaviour:ident),* $(,)?) => {
+        $crate::docker_matrix!(@version v20_10 V20_10 [$($behaviour)*]);
+        $crate::docker_matrix!(@version v28_5 V28_5 [$($behaviour)*]);
+    };
+}
+
+/// What asks the shim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// containerd, for ctr.
+    Containerd(Version),
+    /// The containerd of a dockerd.
+    Docker(DockerVersion),
+}
+
+impl Daemon {
+    /// Its version: no two have the same.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Containerd(version) => version.name(),
+            Self::Docker(version) => version.name(),
+        }
+    }
+
+    /// In which table it is.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Containerd(_) => Kind::Containerd,
+            Self::Docker(_) => Kind::Docker,
+        }
+    }
+}
+
+/// Each kind of daemon has a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// containerd.
+    Containerd,
+    /// dockerd.
+    Docker,
+}
+
+impl Kind {
+    /// All, in the order of their tables.
+    pub const ALL: [Self; 2] = [Self::Containerd, Self::Docker];
+
+    fn daemons(self) -> Vec<Daemon> {
+        match self {
+            Self::Containerd => Version::ALL.into_iter().map(Daemon::Containerd).collect(),
+            Self::Docker => DockerVersion::ALL.into_iter().map(Daemon::Docker).collect(),
+        }
+    }
+
+    /// All cells, in the order of the table's columns.
+    fn cells(self) -> impl Iterator<Item = Cell> {
+        self.daemons().into_iter().flat_map(|daemon| Oci::ALL.into_iter().map(move |oci| Cell { daemon, oci }))
+    }
+
+    /// The file that is to be read first.
+    fn first(self) -> &'static str {
+        match self {
+            Self::Containerd => "with_containerd",
+            Self::Docker => "docker",
+        }
+    }
+}
+
 /// Where in the matrix a test is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
-    /// Under which containerd.
-    pub version: Version,
+    /// Under which daemon.
+    pub daemon: Daemon,
     /// With which OCI runtime below the shim.
     pub oci: Oci,
-}
-
-impl Cell {
-    /// All, in the order of the table's columns.
-    pub fn all() -> impl Iterator<Item = Self> {
-        Version::ALL.into_iter().flat_map(|version| Oci::ALL.into_iter().map(move |oci| Self { version, oci }))
-    }
 }
 
 /// What a behaviour gets.
@@ -132,7 +220,7 @@ pub enum Outcome {
 /// # Panics
 /// If the behaviour does, or leaves something.
 #[track_caller]
-pub fn run(cell: Cell, module: &str, rows: &[&str], behaviour: &str, function: fn(&Real<'_>)) {
+pub fn run(version: Version, cell: Cell, module: &str, rows: &[&str], behaviour: &str, function: fn(&Real<'_>)) {
     let row = Row {
         // with_containerd::v1_6::runc
         group: module.split("::").next().unwrap_or_default().into(),
@@ -142,23 +230,80 @@ pub fn run(cell: Cell, module: &str, rows: &[&str], behaviour: &str, function: f
     skip::take_reason();
     // A test that does not come to its end has failed.
     note(&row, cell, &Outcome::Fail);
-    let ended = catch_unwind(AssertUnwindSafe(|| run_in_cell(cell, function)));
+    let ended = catch_unwind(AssertUnwindSafe(|| run_in_cell(version, cell, function)));
     match ended {
         Ok(()) => note(&row, cell, &skip::take_reason().map_or(Outcome::Pass, Outcome::Skip)),
         Err(panic) => resume_unwind(panic),
     }
 }
 
-fn run_in_cell(cell: Cell, function: fn(&Real<'_>)) {
-    if !is_root() {
-        return skip("needs root");
-    }
-    if let Some(refusal) = cell.oci.refusal() {
+fn run_in_cell(version: Version, cell: Cell, function: fn(&Real<'_>)) {
+    if let Some(refusal) = refusal(cell.oci) {
         return skip(refusal);
     }
     let scene = Scene::new();
-    let containerd = Containerd::start(&scene, cell.version);
+    let containerd = Containerd::start(&scene, version);
     function(&Real { scene: &scene, containerd, cell });
+}
+
+fn refusal(oci: Oci) -> Option<&'static str> {
+    if is_root() { oci.refusal() } else { Some("needs root") }
+}
+
+/// A behaviour under Docker.
+pub type OnDocker = fn(&Docker<'_>);
+
+/// Runs the behaviours of a file under one dockerd, one after another, and notes how each ended.
+///
+/// # Panics
+/// At the end, if one of them did, or something is left.
+#[track_caller]
+pub fn run_on_docker(version: DockerVersion, oci: Oci, module: &str, behaviours: &[(&str, OnDocker)]) {
+    let cell = Cell { daemon: Daemon::Docker(version), oci };
+    // docker::v28_5
+    let group = module.split("::").next().unwrap_or_default();
+    let wanted = env::var("HOLDFAST_BEHAVIOURS").unwrap_or_default();
+    let rows: Vec<(Row, OnDocker)> = behaviours
+        .iter()
+        .enumerate()
+        .filter(|(_, (name, _))| name.contains(&wanted))
+        .map(|(position, (name, function))| {
+            (Row { group: group.into(), position, behaviour: (*name).into() }, *function)
+        })
+        .collect();
+    if let Some(refusal) = refusal(oci) {
+        rows.iter().for_each(|(row, _)| note(row, cell, &Outcome::Skip(refusal.into())));
+        // It is one test.
+        skip::set_part(Some(group));
+        skip(refusal);
+        return skip::set_part(None);
+    }
+    // A test that does not come to its end has failed.
+    rows.iter().for_each(|(row, _)| note(row, cell, &Outcome::Fail));
+    let scene = Scene::new();
+    let shim = if runtime() == STOCK_RUNTIME { Shim::Stock } else { Shim::Holdfast(oci) };
+    let docker = Docker::start(&scene, version, shim);
+    let mut failed = Vec::new();
+    for (row, function) in &rows {
+        skip::take_reason();
+        skip::set_part(Some(&row.behaviour));
+        let started = Instant::now();
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            function(&docker);
+            docker.clear();
+        }));
+        // For whoever looks where the time goes.
+        println!("{}: {:.1} s", row.behaviour, started.elapsed().as_secs_f32());
+        if ended.is_ok() {
+            note(row, cell, &skip::take_reason().map_or(Outcome::Pass, Outcome::Skip));
+        } else {
+            failed.push(row.behaviour.as_str());
+            docker.clear();
+        }
+    }
+    skip::set_part(None);
+    docker.finish();
+    assert!(failed.is_empty(), "failed: {}", failed.join(", "));
 }
 
 /// One behaviour of one file.
@@ -183,7 +328,7 @@ impl Row {
 /// Writes `$HOLDFAST_MATRIX_DIR/<test>`, if that is set: one line of the fields that [`Matrix::read`] takes.
 fn note(row: &Row, cell: Cell, outcome: &Outcome) {
     let Some(dir) = env::var_os("HOLDFAST_MATRIX_DIR") else { return };
-    let (version, oci) = (cell.version.name(), cell.oci.name());
+    let (version, oci) = (cell.daemon.name(), cell.oci.name());
     let path = Path::new(&dir).join(format!("{}-{version}-{oci}-{}", row.group, row.behaviour));
     let line = line(row, cell, outcome);
     fs::write(&path, line).unwrap_or_else(|e| panic!("cannot note the result in {}: {e}", path.display()));
@@ -195,7 +340,7 @@ fn line(row: &Row, cell: Cell, outcome: &Outcome) -> String {
         Outcome::Fail => ("fail", ""),
         Outcome::Skip(reason) => ("skip", reason.as_str()),
     };
-    let (version, oci) = (cell.version.name(), cell.oci.name());
+    let (version, oci) = (cell.daemon.name(), cell.oci.name());
     format!("{}\t{}\t{}\t{version}\t{oci}\t{word}\t{reason}\n", row.group, row.position, row.behaviour)
 }
 
@@ -203,10 +348,8 @@ fn parse(line: &str) -> Option<(Row, Cell, Outcome)> {
     let fields: Vec<&str> = line.split('\t').collect();
     let [group, position, behaviour, version, oci, word, reason] = fields[..] else { return None };
     let row = Row { group: group.into(), position: position.parse().ok()?, behaviour: behaviour.into() };
-    let cell = Cell {
-        version: Version::ALL.into_iter().find(|v| v.name() == version)?,
-        oci: Oci::ALL.into_iter().find(|o| o.name() == oci)?,
-    };
+    let mut cells = Kind::ALL.into_iter().flat_map(Kind::cells);
+    let cell = cells.find(|cell| cell.daemon.name() == version && cell.oci.name() == oci)?;
     let outcome = match word {
         "pass" => Outcome::Pass,
         "fail" => Outcome::Fail,
@@ -265,7 +408,17 @@ impl Matrix {
         text.lines().map(read).collect::<Result<_, _>>().map(Self)
     }
 
-    /// One line for each cell: file, position, behaviour, containerd, OCI runtime, outcome, reason of a skip; tabs between.
+    /// The part that is about daemons of one kind.
+    pub fn of(&self, kind: Kind) -> Self {
+        Self(self.0.iter().filter(|(_, cell, _)| cell.daemon.kind() == kind).cloned().collect())
+    }
+
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One line for each cell: file, position, behaviour, version of the daemon, OCI runtime, outcome, reason of a skip; tabs between.
     pub fn lines(&self) -> String {
         self.0.iter().map(|(row, cell, outcome)| line(row, *cell, outcome)).collect()
     }
@@ -285,13 +438,15 @@ impl Matrix {
         (count(|o| *o == Outcome::Pass), count(|o| *o == Outcome::Fail), count(|o| matches!(o, Outcome::Skip(_))))
     }
 
-    /// The table in Markdown: a row for each behaviour below a heading for its file, a column for each cell.
-    pub fn table(&self) -> String {
-        let mut rows: Vec<&Row> = self.0.iter().map(|(row, _, _)| row).collect();
-        rows.sort_by_key(|row| (row.group != FIRST, *row));
+    /// The table of a kind of daemons in Markdown: a row for each behaviour below a heading for its file, a column for each
+    /// cell.
+    pub fn table(&self, kind: Kind) -> String {
+        let cells = self.0.iter().filter(|(_, cell, _)| cell.daemon.kind() == kind);
+        let mut rows: Vec<&Row> = cells.map(|(row, _, _)| row).collect();
+        rows.sort_by_key(|row| (row.group != kind.first(), *row));
         rows.dedup();
-        let columns: Vec<Cell> = Cell::all().collect();
-        let heads = columns.iter().map(|c| format!(" {}<br>{} |", c.version.name(), c.oci.name()));
+        let columns: Vec<Cell> = kind.cells().collect();
+        let heads = columns.iter().map(|c| format!(" {}<br>{} |", c.daemon.name(), c.oci.name()));
         let mut text = format!("| |{}\n|---|{}\n", heads.collect::<String>(), "---|".repeat(columns.len()));
         let mut group = "";
         for row in rows {
@@ -323,9 +478,6 @@ impl Matrix {
         reasons.into_iter().map(String::as_str).collect()
     }
 }
-
-/// The file that is to be read first.
-const FIRST: &str = "with_containerd";
 
 const PASS: &str = "✓";
 const FAIL: &str = "✗";
@@ -360,19 +512,28 @@ fn same_row(a: &str, b: &str, other_machine: bool) -> bool {
     a.len() == b.len() && a.iter().zip(&b).all(same)
 }
 
-/// The machine and the programs of this run, in one line: what the table was seen with.
-pub fn seen_with() -> String {
+/// The machine and the programs of this run, in one line: what the table of that kind was seen with.
+pub fn seen_with(kind: Kind) -> String {
     let version = |path: Option<PathBuf>| {
         let output = path.map(|p| process::run(std::process::Command::new(p).arg("--version")).stdout);
         let text = String::from_utf8_lossy(&output.unwrap_or_default()).into_owned();
         version_in(&text).unwrap_or("not there").to_owned()
     };
-    let daemons = Version::ALL.into_iter().filter_map(|v| programs::peer_of(v, "containerd"));
-    let daemons: Vec<String> = daemons.map(|path| version(Some(path))).collect();
+    let versions = |paths: &mut dyn Iterator<Item = Option<PathBuf>>| -> String {
+        paths.flatten().map(|path| version(Some(path))).collect::<Vec<_>>().join(", ")
+    };
+    let containerd = |v| programs::peer_of(v, "containerd");
+    let daemons = match kind {
+        Kind::Containerd => format!("containerd {}", versions(&mut Version::ALL.into_iter().map(containerd))),
+        Kind::Docker => format!(
+            "dockerd {} on containerd {}",
+            versions(&mut DockerVersion::ALL.into_iter().map(|v| programs::docker_peer(v, "dockerd"))),
+            versions(&mut DockerVersion::ALL.into_iter().map(|v| containerd(v.containerd()))),
+        ),
+    };
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!(
-        "containerd {}; runc {}; crun {}; Linux {}, cgroup mode {}",
-        daemons.join(", "),
+        "{daemons}; runc {}; crun {}; Linux {}, cgroup mode {}",
         version(programs::peer("runc")),
         version(programs::peer("crun")),
         kernel.trim().split(['-', '+']).next().unwrap_or_default(),
@@ -384,7 +545,7 @@ pub fn seen_with() -> String {
 fn version_in(text: &str) -> Option<&str> {
     let words = text.lines().next()?.split_whitespace().map(|w| w.trim_start_matches('v'));
     let word = words.into_iter().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
-    word.split(['~', '+', '-']).next()
+    word.split(['~', '+', '-', ',']).next()
 }
 
 /// The same words that [`seen_with`] ends with.
@@ -409,7 +570,7 @@ mod tests {
     }
 
     fn cell(version: Version, oci: Oci) -> Cell {
-        Cell { version, oci }
+        Cell { daemon: Daemon::Containerd(version), oci }
     }
 
     fn sample() -> Matrix {
@@ -432,7 +593,7 @@ mod tests {
 
     #[test]
     fn rows_come_in_the_order_of_the_file_and_missing_cells_show() {
-        let table = sample().table();
+        let table = sample().table(Kind::Containerd);
         let rows: Vec<&str> = table.lines().skip(3).collect();
         assert_eq!(
             rows,
@@ -440,6 +601,22 @@ mod tests {
         );
         assert_eq!(sample().count(), (1, 1, 2));
         assert_eq!(sample().reasons(), ["not here"]);
+    }
+
+    #[test]
+    fn docker_has_a_table_of_its_own() {
+        let mut matrix = sample();
+        let row = Row { group: "docker".into(), position: 0, behaviour: "run_works".into() };
+        let cell = Cell { daemon: Daemon::Docker(DockerVersion::V28_5), oci: Oci::Runc };
+        matrix.0.push((row.clone(), cell, Outcome::Pass));
+        assert_eq!(parse(line(&row, cell, &Outcome::Pass).trim_end_matches('\n')), Some((row, cell, Outcome::Pass)));
+        let table = matrix.table(Kind::Docker);
+        assert!(table.contains("| 20.10<br>holdfast-oci |") && table.contains(" 28.5<br>crun |\n"), "{table}");
+        let rows: Vec<&str> = table.lines().skip(3).collect();
+        assert_eq!(rows, ["| run works | ? | ? | ? | ? | ✓ | ? |"]);
+        assert_eq!(matrix.table(Kind::Containerd), sample().table(Kind::Containerd));
+        assert_eq!(matrix.of(Kind::Containerd), sample());
+        assert!(sample().of(Kind::Docker).is_empty());
     }
 
     #[test]
@@ -471,6 +648,8 @@ mod tests {
             ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u1", "1.6.20"),
             ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", "2.1.9"),
             ("containerd containerd.io v1.7.27 05044ec0a9a75232cad458027ca83437aae3f4da", "1.7.27"),
+            ("Docker version 20.10.24+dfsg1, build 297e128", "20.10.24"),
+            ("Docker version 28.5.2, build ecc6942", "28.5.2"),
             ("runc version 1.1.5+ds1\ncommit: 1.1.5", "1.1.5"),
             ("crun version 1.8.1\n", "1.8.1"),
         ];

@@ -69,6 +69,41 @@ pub fn containerd_dir(version: Version) -> PathBuf {
     peers_root().join(format!("containerd-{}", version.name())).join("bin")
 }
 
+/// A dockerd of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DockerVersion {
+    /// 20.10.
+    V20_10,
+    /// 28.5.
+    V28_5,
+}
+
+impl DockerVersion {
+    /// From the oldest.
+    pub const ALL: [Self; 2] = [Self::V20_10, Self::V28_5];
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V20_10 => "20.10",
+            Self::V28_5 => "28.5",
+        }
+    }
+
+    /// The containerd of its time.
+    pub fn containerd(self) -> Version {
+        match self {
+            Self::V20_10 => Version::V1_6,
+            Self::V28_5 => Version::V2_1,
+        }
+    }
+}
+
+/// The directory with dockerd of this version, its command line and what it needs besides containerd and runc.
+pub fn docker_dir(version: DockerVersion) -> PathBuf {
+    peers_root().join(format!("docker-{}", version.name())).join("bin")
+}
+
 /// A peer, if `tests/peers.sh` could provide it.
 pub fn peer(name: &str) -> Option<PathBuf> {
     let path = peers_dir().join(name);
@@ -85,6 +120,12 @@ pub fn busybox() -> Option<PathBuf> {
 /// A program that comes with containerd of this version, if `tests/peers.sh` could provide it.
 pub fn peer_of(version: Version, name: &str) -> Option<PathBuf> {
     let path = containerd_dir(version).join(name);
+    path.exists().then_some(path)
+}
+
+/// A program that comes with Docker of this version, if `tests/peers.sh` could provide it.
+pub fn docker_peer(version: DockerVersion, name: &str) -> Option<PathBuf> {
+    let path = docker_dir(version).join(name);
     path.exists().then_some(path)
 }
 

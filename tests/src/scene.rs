@@ -229,13 +229,13 @@ fn members(cgroup: &Path) -> Vec<i32> {
     text.lines().filter_map(|l| l.parse().ok()).filter(|p| *p != 0).collect()
 }
 
-/// Directories below `dir` whose name contains `word` and, if `all`, any other; children before parents.
-fn find_named(dir: &Path, word: &str, all: bool, found: &mut Vec<PathBuf>) {
+/// Directories below `dir` whose name contains `word`, and (`inside` such a one) all below them, children before parents.
+fn find_named(dir: &Path, word: &str, inside: bool, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            let is_one = all || entry.file_name().to_str().is_some_and(|n| n.contains(word));
-            find_named(&entry.path(), word, is_one, found);
-            if is_one {
+            let named = inside || entry.file_name().to_str().is_some_and(|n| n.contains(word));
+            find_named(&entry.path(), word, named, found);
+            if named {
                 found.push(entry.path());
             }
         }

@@ -7,18 +7,27 @@ use crate::{Scene, process, programs};
 
 thread_local! {
     static REASON: RefCell<Option<String>> = const { RefCell::new(None) };
+    static PART: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Makes the skips of this thread those of a part of its test, until it is `None` again.
+pub fn set_part(name: Option<&str>) {
+    PART.set(name.map(str::to_owned));
 }
 
 /// Notes that the running test cannot run here, and why. The caller returns right after.
 ///
 /// The note goes to `$HOLDFAST_SKIPS_DIR/<test>`, which `tests/judge.sh` compares with the list of what is permitted there:
 /// `tests/permitted-skips.txt`, or `tests/vm/permitted-skips.txt`. The name is that of the test's thread, so call it from
-/// there.
+/// there; behind it, of a test that has parts, comes the part's.
 ///
 /// # Panics
 /// If the note cannot be written, so that no skip goes unseen.
 pub fn skip(reason: &str) {
-    let name = thread::current().name().unwrap_or("unnamed").replace("::", "-");
+    let mut name = thread::current().name().unwrap_or("unnamed").replace("::", "-");
+    if let Some(part) = PART.with_borrow(Clone::clone) {
+        name = format!("{name}-{part}");
+    }
     eprintln!("SKIPPED {name}: {reason}");
     REASON.set(Some(reason.into()));
     if let Some(dir) = env::var_os("HOLDFAST_SKIPS_DIR") {

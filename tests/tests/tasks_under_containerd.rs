@@ -296,7 +296,7 @@ fn containers_that_race_into_a_group_share_a_shim(real: &Real<'_>) {
 
 fn the_highest_version_that_the_daemon_understands_can_be_wished_for(real: &Real<'_>) {
     let containerd = &real.containerd;
-    let is_2 = real.cell.version >= Version::V2_1;
+    let is_2 = real.containerd.version() >= Version::V2_1;
     containerd.restart_with("HOLDFAST_BOOTSTRAP_VERSION", if is_2 { "3-since-2.0" } else { "3" });
     let container = real.container();
     let pid = container.run_detached(SLEEPER);

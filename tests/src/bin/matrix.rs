@@ -1,8 +1,8 @@
-//! The table of the last full run, from the notes of its tests.
+//! The tables of the last full run, from the notes of its tests: containerd's and Docker's.
 //!
 //! ```text
-//! matrix collect NOTES TARGET    writes TARGET/matrix.tsv and TARGET/matrix.md, and prints the table
-//! matrix check TARGET README     whether README says what TARGET/matrix.md says; exit status 1 if not
+//! matrix collect NOTES TARGET    writes TARGET/matrix.tsv, TARGET/matrix.md and TARGET/matrix-docker.md, and prints the tables
+//! matrix check TARGET README     whether README says what these say; exit status 1 if not
 //! matrix write TARGET README     makes it say so; what was skipped is taken from TARGET/vm, if `make test-vm` has seen it
 //! ```
 
@@ -10,11 +10,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, fs};
 
-use holdfast_tests::matrix::{Matrix, cgroup_mode, compare, seen_with};
+use holdfast_tests::matrix::{Kind, Matrix, cgroup_mode, compare, seen_with};
 
-/// Around the table in README.md.
-const BEGIN: &str = "<!-- matrix: made by `make matrix` -->\n";
-const END: &str = "<!-- end of matrix -->\n";
+/// The file with a kind's table below the target directory, and what is around it in README.md.
+fn place(kind: Kind) -> (&'static str, &'static str, &'static str) {
+    match kind {
+        Kind::Containerd => ("matrix.md", "<!-- matrix: made by `make matrix` -->\n", "<!-- end of matrix -->\n"),
+        Kind::Docker => (
+            "matrix-docker.md",
+            "<!-- matrix of Docker: made by `make matrix` -->\n",
+            "<!-- end of matrix of Docker -->\n",
+        ),
+    }
+}
 
 /// Where `make test-vm` leaves what it has seen, below its directory, and what its places are called; the most real first.
 const ELSEWHERE: [(&str, &str); 2] = [
@@ -42,16 +50,22 @@ fn main() -> ExitCode {
 
 fn collect(notes: &Path, target: &Path) -> Result<(), String> {
     let matrix = Matrix::read_notes(notes).map_err(|e| e.to_string())?;
-    let text = format!("{}\n\n{}", caption(&matrix), matrix.table());
     save(&target.join("matrix.tsv"), &matrix.lines())?;
-    save(&target.join("matrix.md"), &text)?;
+    for kind in Kind::ALL {
+        let text = format!("{}\n\n{}", caption(&matrix.of(kind), kind), matrix.table(kind));
+        save(&target.join(place(kind).0), &text)?;
+        // Not every machine has a run of both.
+        if !matrix.of(kind).is_empty() {
+            println!("{text}");
+        }
+    }
     let (passed, failed, skipped) = matrix.count();
-    println!("{text}\n{passed} cells passed, {failed} failed, {skipped} skipped");
+    println!("{passed} cells passed, {failed} failed, {skipped} skipped");
     Ok(())
 }
 
-fn caption(matrix: &Matrix) -> String {
-    let mut text = format!("Seen with {}.", seen_with());
+fn caption(matrix: &Matrix, kind: Kind) -> String {
+    let mut text = format!("Seen with {}.", seen_with(kind));
     for reason in matrix.reasons() {
         text += &stands_for(reason);
     }
@@ -59,36 +73,48 @@ fn caption(matrix: &Matrix) -> String {
 }
 
 fn check(target: &Path, readme: &Path) -> Result<(), String> {
-    let seen = load(&target.join("matrix.md"))?;
     let text = load(readme)?;
-    let (_, shown, _) = split(&text, readme)?;
-    // Of two machines the first is that of `make test`.
-    let mode = shown.split_once("cgroup mode ").and_then(|(_, rest)| rest.split_once('.')).map(|(mode, _)| mode);
-    let other_machine = mode != Some(cgroup_mode());
-    compare(table_of(shown), table_of(&seen), other_machine).map_err(|(shown, seen)| {
-        let readme = readme.display();
-        format!("{readme} does not show what this run has seen; `make matrix` updates it.\n  shown: {shown}\n  seen:  {seen}")
-    })
+    for kind in Kind::ALL {
+        let seen = load(&target.join(place(kind).0))?;
+        let (_, shown, _) = split(&text, readme, kind)?;
+        // Of two machines the first is that of `make test`.
+        let mode = shown.split_once("cgroup mode ").and_then(|(_, rest)| rest.split_once('.')).map(|(mode, _)| mode);
+        let other_machine = mode != Some(cgroup_mode());
+        compare(table_of(shown), table_of(&seen), other_machine).map_err(|(shown, seen)| {
+            let readme = readme.display();
+            format!("{readme} does not show what this run has seen; `make matrix` updates it.\n  shown: {shown}\n  seen:  {seen}")
+        })?;
+    }
+    Ok(())
 }
 
 fn write(target: &Path, readme: &Path) -> Result<(), String> {
-    let mut matrix = Matrix::read(&target.join("matrix.tsv")).map_err(|e| e.to_string())?;
-    let mut seen = what_was_seen(&load(&target.join("matrix.md"))?).to_owned();
-    for (part, place) in ELSEWHERE {
-        let there = target.join("vm").join(part);
-        if there.join("matrix.tsv").exists() {
-            matrix.fill_from(&Matrix::read(&there.join("matrix.tsv")).map_err(|e| e.to_string())?);
-            let with = load(&there.join("matrix.md"))?;
-            let with = what_was_seen(&with).trim_start_matches("Seen with ");
-            seen += &format!(" What cannot be shown there, {place}: {with}");
+    let all = Matrix::read(&target.join("matrix.tsv")).map_err(|e| e.to_string())?;
+    for kind in Kind::ALL {
+        let (file, begin, end) = place(kind);
+        let mut matrix = all.of(kind);
+        let mut seen = what_was_seen(&load(&target.join(file))?).to_owned();
+        for (part, place) in ELSEWHERE {
+            let there = target.join("vm").join(part);
+            if !there.join("matrix.tsv").exists() {
+                continue;
+            }
+            let other = Matrix::read(&there.join("matrix.tsv")).map_err(|e| e.to_string())?.of(kind);
+            if !other.is_empty() {
+                matrix.fill_from(&other);
+                let with = load(&there.join(file))?;
+                let with = what_was_seen(&with).trim_start_matches("Seen with ");
+                seen += &format!(" What cannot be shown there, {place}: {with}");
+            }
         }
+        for reason in matrix.reasons() {
+            seen += &stands_for(reason);
+        }
+        let text = load(readme)?;
+        let (before, _, after) = split(&text, readme, kind)?;
+        save(readme, &format!("{before}{begin}{seen}\n\n{}{end}{after}", matrix.table(kind)))?;
     }
-    for reason in matrix.reasons() {
-        seen += &stands_for(reason);
-    }
-    let text = load(readme)?;
-    let (before, _, after) = split(&text, readme)?;
-    save(readme, &format!("{before}{BEGIN}{seen}\n\n{}{END}{after}", matrix.table()))
+    Ok(())
 }
 
 /// A caption without what it says of skips.
@@ -107,13 +133,14 @@ fn table_of(text: &str) -> &str {
 }
 
 /// What is before, between and after the marks.
-fn split<'a>(text: &'a str, path: &Path) -> Result<(&'a str, &'a str, &'a str), String> {
+fn split<'a>(text: &'a str, path: &Path, kind: Kind) -> Result<(&'a str, &'a str, &'a str), String> {
+    let (_, begin, end) = place(kind);
     let cut = || {
-        let (before, rest) = text.split_once(BEGIN)?;
-        let (table, after) = rest.split_once(END)?;
+        let (before, rest) = text.split_once(begin)?;
+        let (table, after) = rest.split_once(end)?;
         Some((before, table, after))
     };
-    cut().ok_or_else(|| format!("{} has no place for the table: {} … {}", path.display(), BEGIN.trim(), END.trim()))
+    cut().ok_or_else(|| format!("{} has no place for the table: {} … {}", path.display(), begin.trim(), end.trim()))
 }
 
 fn load(path: &Path) -> Result<String, String> {
