@@ -34,6 +34,7 @@ docker_matrix!(
     restart_policies_are_followed,
     pause_and_unpause_work,
     top_and_stats_tell_of_its_processes,
+    names_parents_and_control_groups_are_as_monitoring_expects,
     limits_are_set_and_updated,
     lack_of_memory_is_told,
     a_healthcheck_is_run_and_believed,
@@ -360,6 +361,25 @@ fn top_and_stats_tell_of_its_processes(docker: &Docker<'_>) {
     assert_eq!(stats["PIDs"], json!("2"), "{stats}");
     let memory = stats["MemUsage"].as_str().unwrap();
     assert!(memory.ends_with("/ 64MiB") && !memory.starts_with("0B"), "{stats}");
+}
+
+/// README, "What changes for monitoring", says it in words.
+fn names_parents_and_control_groups_are_as_monitoring_expects(docker: &Docker<'_>) {
+    let pid = docker.run_detached("it", &[], SLEEPER);
+    let shim = shim_of(pid);
+    let id = docker.ok(&["inspect", "--format", "{{.Id}}", "it"]).trim().to_owned();
+    let file = |pid: u32, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    assert_eq!(file(shim, "comm"), "containerd-shim\n");
+    let line = file(shim, "cmdline").replace('\0', " ");
+    assert!(line.contains(&format!(" -namespace moby -id {id} -address ")), "{line}");
+    // In a group named by the id, below the one that Docker chooses: here the scene's, else `docker`.
+    let place = format!("/{}/{id}", docker.scene().id());
+    let unified = fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap();
+    let places = file(pid, "cgroup");
+    let mut counting = places.lines().filter(|line| line.starts_with("0::") == unified);
+    assert!(counting.all(|line| line.ends_with(&format!(":{place}"))), "{places}");
+    // The shim is where its containerd is, which these tests start.
+    assert_eq!(file(shim, "cgroup"), file(std::process::id(), "cgroup"));
 }
 
 fn limits_are_set_and_updated(docker: &Docker<'_>) {
