@@ -179,7 +179,7 @@ impl<'a> Containerd<'a> {
 
     /// Whether it was neither stopped nor killed.
     pub fn is_running(&self) -> bool {
-        self.daemon.borrow().is_some()
+        lock(&self.daemon).is_some()
     }
 
     /// Which one it is.

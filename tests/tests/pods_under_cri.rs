@@ -450,7 +450,7 @@ fn a_pod_that_was_being_made_when_containerd_was_killed_is_cleaned_up(real: &Rea
             cri.take_away(&pod.id);
         }
         fs::write(&let_go, "").unwrap();
-        if !is_done_meanwhile && real.cell.version < Version::V1_7 {
+        if !is_done_meanwhile && real.containerd.version() < Version::V1_7 {
             cri.shims().into_iter().for_each(|pid| Process::of(pid).kill());
         }
         eventually("no shim should be left", || match cri.shims() {
@@ -467,7 +467,7 @@ fn a_pod_that_was_being_made_when_containerd_was_killed_is_cleaned_up(real: &Rea
 
 /// containerd 2 then starts no shim for the containers of a pod, but asks the pod's.
 fn a_pod_works_with_the_highest_version_that_the_daemon_understands(real: &Real<'_>) {
-    let is_2 = real.cell.version >= Version::V2_1;
+    let is_2 = real.containerd.version() >= Version::V2_1;
     real.containerd.restart_with("HOLDFAST_BOOTSTRAP_VERSION", if is_2 { "3-since-2.0" } else { "3" });
     let cri = start(real);
     let pod = cri.run_pod("pod");
