@@ -351,6 +351,7 @@ mod tests {
                 group: id.into(),
                 bundle: "/b".into(),
                 runtime: RuntimeRef::default(),
+                sandbox: false,
                 times_out_of_memory: 0,
                 processes: vec![ProcessRecord {
                     exec_id: String::new(),

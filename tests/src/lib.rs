@@ -38,6 +38,7 @@ pub mod process;
 pub mod programs;
 #[cfg(target_arch = "x86_64")]
 pub mod sabotage;
+pub mod sandbox;
 pub mod scene;
 pub mod shim;
 pub mod skip;
@@ -56,6 +57,7 @@ pub use fake_containerd::FakeContainerd;
 pub use fake_runtime::FakeRuntime;
 pub use freezable::Freezable;
 pub use process::Process;
+pub use sandbox::Sandbox;
 pub use scene::Scene;
 pub use shim::{Launch, Shim};
 pub use stdio::{Reader, Stdio};
