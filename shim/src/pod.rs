@@ -153,7 +153,7 @@ impl Spec {
         }
         let hostname = self.hostname.unwrap_or_default();
         let sysctls = linux.sysctl.unwrap_or_default();
-        let hold = HoldRequest { namespaces, hostname, sysctls };
+        let hold = HoldRequest { namespaces, hostname, sysctls, ..HoldRequest::default() };
         Ok(Plan { hold, cgroup: linux.cgroups_path.unwrap_or_default() })
     }
 }
@@ -241,7 +241,8 @@ impl CriConfig {
         }
         let wanted = [(Kind::Ipc, self.ipc != NODE), (Kind::Uts, !netns.is_empty()), (Kind::Pid, self.pid == POD)];
         let namespaces = wanted.into_iter().filter(|(_, wanted)| *wanted).map(|(kind, _)| (kind, None)).collect();
-        let hold = HoldRequest { namespaces, hostname: self.hostname, sysctls: self.sysctls };
+        let (hostname, sysctls) = (self.hostname, self.sysctls);
+        let hold = HoldRequest { namespaces, hostname, sysctls, ..HoldRequest::default() };
         Ok(Plan { hold, cgroup: self.cgroup_parent })
     }
 }

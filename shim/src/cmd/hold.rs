@@ -23,6 +23,8 @@ const REQUEST_LIMIT: u64 = 1 << 20;
 /// What is to be held.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldRequest {
+    /// The process that asks.
+    pub shim: Pid,
     /// New ones, or those at a path. Of all other kinds the process has the shim's.
     pub namespaces: BTreeMap<Kind, Option<PathBuf>>,
     /// For a new uts namespace; empty: as it is.
@@ -63,7 +65,7 @@ pub fn run(stdin: impl Read, bundle: &Path) -> Result<(), HoldError> {
     stdin.take(REQUEST_LIMIT).read_to_end(&mut text).map_err(HoldError::Read)?;
     let request: HoldRequest = serde_json::from_slice(&text).map_err(HoldError::Malformed)?;
     // Else it could come after the `delete` of a shim that was killed.
-    let _ = process::die_with_parent();
+    process::die_with(request.shim).map_err(|e| HoldError::SetUp("depend on the shim", e))?;
     enter(&request)?;
     let (go, wait) = {
         let (wait, go) =

@@ -264,7 +264,7 @@ impl State {
         if mounts.is_empty() {
             return Ok(None);
         }
-        let request = MountRequest { rootfs, mounts: mounts.to_vec() };
+        let request = MountRequest { shim: std::process::id(), rootfs, mounts: mounts.to_vec() };
         let json = serde_json::to_vec(&request).map_err(|e| failure(e.to_string()))?;
         let input = runner::memory_file(&json).map_err(|e| failure(format!("cannot pass the mounts on: {e}")))?;
         self.launch_ourselves(call, vec![MOUNT_ACTION.into()], Some(input)).map(Some)

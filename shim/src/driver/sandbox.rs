@@ -101,7 +101,8 @@ impl State {
     pub(super) fn prepare_hold(&self, id: &TaskId) -> Result<(Vec<u8>, PathBuf), Failure> {
         let sandbox = self.sandbox_of(id).ok_or_else(|| gone(id))?;
         hold::clear(&sandbox.bundle);
-        let json = serde_json::to_vec(&sandbox.hold).map_err(|e| failure(e.to_string()))?;
+        let json = serde_json::to_vec(&hold::HoldRequest { shim: std::process::id(), ..sandbox.hold.clone() })
+            .map_err(|e| failure(e.to_string()))?;
         Ok((json, sandbox.bundle.clone()))
     }
 
