@@ -438,3 +438,17 @@ fn an_end_during_a_freeze_is_told_after_it() {
     assert_eq!(sandbox.connection.finish::<WaitSandboxResponse>(wait).unwrap().exit_status, 137);
     sandbox.shutdown().unwrap();
 }
+
+/// As when containerd gave up on its shim while that was stopped.
+#[test]
+fn a_shim_whose_sandbox_has_ended_goes_once_the_bundle_is_gone() {
+    let world = FakeWorld::new();
+    let (bundle, shim, mut sandbox) = ready(&world);
+    let holder = sandbox.run();
+    fs::remove_dir_all(bundle.dir()).unwrap();
+    sandbox.ping().unwrap();
+    assert!(shim.process().is_alive(), "what runs is looked after");
+    holder.kill();
+    shim.process().wait_gone();
+    assert!(!shim.socket().exists());
+}

@@ -181,6 +181,7 @@ fn a_container_joins_what_is_held_and_ends_with_a_pid_namespace_that_it_shares()
     Process::of(orphan).kill();
     eventually("the orphan should be collected", || if children().is_empty() { Ok(()) } else { Err(children()) });
     sandbox.stop(0).unwrap();
+    assert_eq!(sandbox.wait().unwrap().exit_status, 0, "it heeds its signal, although it is the first process there");
     assert_eq!(task.wait_status(""), 137);
     task.delete("").unwrap();
     sandbox.shutdown().unwrap();
