@@ -67,24 +67,30 @@ pub fn run(stdin: impl Read, bundle: &Path) -> Result<(), HoldError> {
     // Else it could come after the `delete` of a shim that was killed.
     process::die_with(request.shim).map_err(|e| HoldError::SetUp("depend on the shim", e))?;
     enter(&request)?;
-    let (go, wait) = {
-        let (wait, go) =
-            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| HoldError::SetUp("make a pipe", e.into()))?;
-        (File::from(go), File::from(wait))
-    };
+    let [(awaits_settled, tells_settled), (awaits_go, tells_go)] = [pipe()?, pipe()?];
     match namespaces::fork().map_err(|e| HoldError::SetUp("make the process", e))? {
         Child::Itself => {
-            drop(go);
-            namespaces::hold(wait)
+            drop((awaits_settled, tells_go));
+            namespaces::hold(tells_settled, awaits_go)
         }
         Child::Pid(pid) => {
+            drop((tells_settled, awaits_go));
+            let mut awaits_settled = awaits_settled;
+            awaits_settled.read_exact(&mut [0]).map_err(|e| HoldError::SetUp("set the process apart", e))?;
             let path = bundle.join(FILE_NAME);
             let start_time = process::start_time(pid).unwrap_or(0);
             let written = record::replace(&path, format!("{pid} {start_time}").as_bytes(), 0o600);
             // Unless it hears this it goes again.
-            written.and_then(|()| { &go }.write_all(b"\n")).map_err(|e| HoldError::Pid(path, e))
+            written.and_then(|()| { &tells_go }.write_all(b"\n")).map_err(|e| HoldError::Pid(path, e))
         }
     }
+}
+
+/// The end to read from, and that to write to.
+fn pipe() -> Result<(File, File), HoldError> {
+    let pipe = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC);
+    let (read, write) = pipe.map_err(|e| HoldError::SetUp("make a pipe", e.into()))?;
+    Ok((File::from(read), File::from(write)))
 }
 
 /// The process that was left for the sandbox in `bundle`: its pid and its start time.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
@@ -102,14 +102,14 @@ fn signals() -> SigSet {
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect()
 }
 
-/// Does nothing until it is told to end; collects what dies in its pid namespace, if it is the first process there. Goes at
-/// once if whoever waits for it has gone before it said to go on.
-pub(crate) fn hold(mut go: File) -> ! {
-    let is_wanted = go.read(&mut [0]).is_ok_and(|n| n == 1);
-    drop(go);
-    if !is_wanted || settle().is_err() {
+/// Sets itself apart from what it came from and tells so; then does nothing until it is told to end, but to collect what
+/// dies in its pid namespace, if it is the first process there. Goes at once if whoever made it ends without saying to go on.
+pub(crate) fn hold(mut settled: File, mut go: File) -> ! {
+    let is_wanted = settle().is_ok() && settled.write_all(b"\n").is_ok() && go.read(&mut [0]).is_ok_and(|n| n == 1);
+    if !is_wanted {
         exit(1);
     }
+    drop((settled, go));
     let signals = signals();
     loop {
         match signals.wait() {
