@@ -42,6 +42,8 @@ pub mod service {
     pub const TASK_V2: &str = "containerd.task.v2.Task";
     /// containerd 2.x, for shims that replied with protocol version 3; same messages as version 2.
     pub const TASK_V3: &str = "containerd.task.v3.Task";
+    /// containerd 2.x, for a pod whose sandbox the shim makes.
+    pub const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
     /// Ours.
     pub const CONTROL: &str = "holdfast.shim.v1.Control";
 }

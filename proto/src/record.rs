@@ -52,6 +52,9 @@ pub struct Record {
     pub bundle: PathBuf,
     /// The OCI runtime that made the container and must be used for every later call.
     pub runtime: RuntimeRef,
+    /// It is no container but a pod's sandbox: its only process holds namespaces, and no OCI runtime knows of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandbox: bool,
     /// How often it was told that processes of the container were killed for want of memory; not only those below.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub times_out_of_memory: u32,

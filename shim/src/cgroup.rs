@@ -143,6 +143,21 @@ impl Paths {
         absent.then_some(Self { layout, shared: false, new: true })
     }
 
+    /// The cgroup of that name, by an absolute path; `None` for a path in another form (systemd's, relative). Nothing need
+    /// be there.
+    pub(crate) fn at(path: &str) -> Option<Self> {
+        let name = Path::new(path);
+        let plain = name.components().skip(1).all(|c| matches!(c, std::path::Component::Normal(_)));
+        if !name.has_root() || !plain || name.parent().is_none() || path.contains('\n') {
+            return None;
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let ours = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let layout = Layout::find(&moved(&ours, path), &mounts)?;
+        let shared = Layout::find(&ours, &mounts).is_some_and(|own| layout.holds(&own));
+        Some(Self { layout, shared, new: false })
+    }
+
     /// Where a process was found that is a container's, when it was known where its cgroup was [`Paths::to_be_made`].
     pub(crate) fn found_after(self, planned: Option<&Self>) -> Self {
         let as_planned = |planned: &Self| planned.new && planned.layout.processes() == self.layout.processes();

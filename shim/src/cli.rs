@@ -33,6 +33,9 @@ pub const MOUNT_ACTION: &str = "mount-rootfs";
 /// The hidden action that undoes [`MOUNT_ACTION`].
 pub const UNMOUNT_ACTION: &str = "unmount-rootfs";
 
+/// The hidden action that makes the process which holds a sandbox's namespaces, and the bundle.
+pub const HOLD_ACTION: &str = "hold-namespaces";
+
 /// The hidden action that removes what a failed Create has left.
 pub const SWEEP_ACTION: &str = "sweep";
 
@@ -59,6 +62,8 @@ pub enum Invocation {
     Mount,
     /// [`UNMOUNT_ACTION`] and its path.
     Unmount(PathBuf),
+    /// [`HOLD_ACTION`] and its path: the request comes on standard input.
+    Hold(PathBuf),
     /// [`SWEEP_ACTION`]: the request comes on standard input.
     Sweep,
     /// [`HAND_ON_ACTION`] and its path.
@@ -132,7 +137,7 @@ pub enum CliError {
     /// The first positional argument names no action.
     #[error("unknown action {0:?}, expected start or delete")]
     UnknownAction(String),
-    /// [`UNMOUNT_ACTION`] or [`HAND_ON_ACTION`] without its path.
+    /// [`UNMOUNT_ACTION`], [`HOLD_ACTION`] or [`HAND_ON_ACTION`] without its path.
     #[error("{0} needs a path")]
     PathMissing(&'static str),
     /// Standard input is longer than [`STDIN_LIMIT`].
@@ -271,9 +276,9 @@ fn boolean(flag: String, value: Option<OsString>) -> Result<bool, CliError> {
 /// Passes over what is probably the value of an unknown flag: the next word, unless it is a flag or an action.
 fn skip_unknown(has_value: bool, args: &mut std::iter::Peekable<impl Iterator<Item = OsString>>) {
     let is_value = |word: &OsString| {
-        let actions =
-            ["start", "delete", MOUNT_ACTION, UNMOUNT_ACTION, SWEEP_ACTION, HAND_ON_ACTION, SWEEP_OUTPUT_ACTION];
-        !word.as_bytes().starts_with(b"-") && !actions.iter().any(|a| word == a)
+        let hidden = [MOUNT_ACTION, UNMOUNT_ACTION, HOLD_ACTION, SWEEP_ACTION, HAND_ON_ACTION, SWEEP_OUTPUT_ACTION];
+        let mut actions = ["start", "delete"].into_iter().chain(hidden);
+        !word.as_bytes().starts_with(b"-") && !actions.any(|a| word == a)
     };
     if !has_value {
         args.next_if(is_value);
@@ -289,6 +294,7 @@ fn invocation(flags: Flags, action: Option<OsString>, argument: Option<OsString>
         Some("delete") => checked(flags).map(Invocation::Delete),
         Some(MOUNT_ACTION) => Ok(Invocation::Mount),
         Some(UNMOUNT_ACTION) => path(UNMOUNT_ACTION).map(Invocation::Unmount),
+        Some(HOLD_ACTION) => path(HOLD_ACTION).map(Invocation::Hold),
         Some(HAND_ON_ACTION) => path(HAND_ON_ACTION).map(Invocation::HandOn),
         Some(SWEEP_ACTION) => Ok(Invocation::Sweep),
         Some(SWEEP_OUTPUT_ACTION) => Ok(Invocation::SweepOutput),

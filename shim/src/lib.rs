@@ -29,6 +29,7 @@ pub mod oci;
 mod offload;
 pub mod options;
 mod owned_task;
+mod pod;
 mod publish;
 mod record;
 mod rfc3339;

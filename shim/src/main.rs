@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use holdfast_shim::cli::{self, Invocation};
-use holdfast_shim::cmd::{delete, hand_on, info, mount, serve, start, sweep};
+use holdfast_shim::cmd::{delete, hand_on, hold, info, mount, serve, start, sweep};
 use holdfast_shim::driver::chain;
 use holdfast_shim::io::spill::policy::OutputSettings;
 use holdfast_shim::io::spill::tree;
@@ -42,6 +42,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         }
         Invocation::Mount => mount::run_mount(io::stdin())?,
         Invocation::Unmount(path) => mount::run_unmount(&path)?,
+        Invocation::Hold(bundle) => hold::run(io::stdin(), &bundle)?,
         Invocation::Sweep => sweep::run(io::stdin())?,
         Invocation::HandOn(path) => hand_on::run(&path)?,
         Invocation::SweepOutput => {

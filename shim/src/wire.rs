@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use containerd_shim_protos::{api, events};
+use containerd_shim_protos::{api, events, sandbox_api};
 use holdfast_proto::{control, service};
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -14,10 +14,12 @@ use crate::driver::chain;
 use crate::io::spill::policy::OutputSettings;
 use crate::io::stdio::Addresses;
 use crate::lifecycle::{
-    Event, Exit, FailureKind, KnownProcess, ProcessId, ProcessView, Refusal, Status as ProcessStatus, TaskId, Verb,
+    Event, Exit, FailureKind, KnownProcess, ProcessId, ProcessView, Refusal, SandboxVerb, SandboxView,
+    Status as ProcessStatus, TaskId, Verb,
 };
 use crate::oci::resources;
 use crate::options::{CheckpointOptions, Options, checkpoint_from_any};
+use crate::pod::Plan;
 use crate::sys::mount::MountEntry;
 
 /// An RPC error: a code and one line for people.
@@ -29,6 +31,8 @@ pub(crate) type RpcError = (Code, String);
 pub(crate) enum Decoded {
     /// For the lifecycle. What it does not know travels in the body.
     Task { task: TaskId, process: ProcessId, verb: Verb, body: Body },
+    /// As `Task`. The body comes with the creation.
+    Sandbox { id: TaskId, verb: SandboxVerb, body: Option<Box<SandboxBody>> },
     /// `Control.Info`.
     Info,
     /// `Control.Output`, of one task or of all.
@@ -41,6 +45,7 @@ pub(crate) enum Body {
     #[default]
     None,
     Create(CreateBody),
+    Sandbox(Box<SandboxBody>),
     Exec {
         addresses: Addresses,
         /// The OCI `Process` as JSON. May hold secrets.
@@ -75,6 +80,19 @@ pub(crate) struct CreateBody {
     pub(crate) options: Option<(String, Vec<u8>)>,
     /// Once it is admitted. Read once: a file may say something else the next time, or nothing.
     pub(crate) chosen: Option<Box<Chosen>>,
+}
+
+/// What comes with the creation of a sandbox.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SandboxBody {
+    pub(crate) bundle: PathBuf,
+    pub(crate) mounts: Vec<MountEntry>,
+    /// As sent.
+    pub(crate) options: Option<(String, Vec<u8>)>,
+    /// The network namespace; empty: none.
+    pub(crate) netns: String,
+    /// Once it is admitted. Read once, as [`CreateBody::chosen`].
+    pub(crate) plan: Option<Plan>,
 }
 
 /// What options, annotations and settings come to.
@@ -123,6 +141,33 @@ pub(crate) const TASK_METHODS: [(&str, Decode); 17] = [
     ("Shutdown", |p| decode(p, |r: api::ShutdownRequest| Ok(plain(r.id, "", Verb::Shutdown)))),
 ];
 
+/// The sandbox service. A test compares it with the generated table.
+const SANDBOX_METHODS: [(&str, Decode); 9] = [
+    ("CreateSandbox", decode_create_sandbox),
+    ("StartSandbox", |p| {
+        decode(p, |r: sandbox_api::StartSandboxRequest| Ok(sandbox(r.sandbox_id, SandboxVerb::Start)))
+    }),
+    ("Platform", |p| decode(p, |r: sandbox_api::PlatformRequest| Ok(sandbox(r.sandbox_id, SandboxVerb::Platform)))),
+    ("StopSandbox", |p| {
+        decode(p, |r: sandbox_api::StopSandboxRequest| {
+            Ok(sandbox(r.sandbox_id, SandboxVerb::Stop { timeout_secs: r.timeout_secs }))
+        })
+    }),
+    ("WaitSandbox", |p| decode(p, |r: sandbox_api::WaitSandboxRequest| Ok(sandbox(r.sandbox_id, SandboxVerb::Wait)))),
+    ("SandboxStatus", |p| {
+        decode(p, |r: sandbox_api::SandboxStatusRequest| {
+            Ok(sandbox(r.sandbox_id, SandboxVerb::Status { verbose: r.verbose }))
+        })
+    }),
+    ("PingSandbox", |p| decode(p, |r: sandbox_api::PingRequest| Ok(sandbox(r.sandbox_id, SandboxVerb::Ping)))),
+    ("ShutdownSandbox", |p| {
+        decode(p, |r: sandbox_api::ShutdownSandboxRequest| Ok(sandbox(r.sandbox_id, SandboxVerb::Shutdown)))
+    }),
+    ("SandboxMetrics", |p| {
+        decode(p, |r: sandbox_api::SandboxMetricsRequest| Ok(sandbox(r.sandbox_id, SandboxVerb::Metrics)))
+    }),
+];
+
 const CONTROL_METHODS: [(&str, Decode); 4] = [
     ("Info", |p| decode(p, |_: control::InfoRequest| Ok(Decoded::Info))),
     ("Output", |p| {
@@ -148,6 +193,7 @@ const CONTROL_METHODS: [(&str, Decode); 4] = [
 pub(crate) fn decode_request(service: &str, method: &str, payload: &[u8]) -> Result<Decoded, RpcError> {
     let methods: &[(&str, Decode)] = match service {
         service::TASK_V2 | service::TASK_V3 => &TASK_METHODS,
+        service::SANDBOX => &SANDBOX_METHODS,
         service::CONTROL => &CONTROL_METHODS,
         _ => return Err((Code::UNIMPLEMENTED, format!("service {service} is not served here"))),
     };
@@ -174,6 +220,30 @@ fn with_body(id: String, exec_id: &str, verb: Verb, body: Body) -> Decoded {
     Decoded::Task { task: TaskId(id), process: ProcessId::from_exec_id(exec_id), verb, body }
 }
 
+fn sandbox(id: String, verb: SandboxVerb) -> Decoded {
+    Decoded::Sandbox { id: TaskId(id), verb, body: None }
+}
+
+fn decode_create_sandbox(payload: &[u8]) -> Result<Decoded, RpcError> {
+    decode(payload, |r: sandbox_api::CreateSandboxRequest| {
+        check_id("sandbox id", &r.sandbox_id)?;
+        check_absolute("the bundle", &r.bundle_path)?;
+        let body = SandboxBody {
+            bundle: r.bundle_path.into(),
+            mounts: mount_entries(r.rootfs),
+            options: r.options.into_option().map(|any| (any.type_url, any.value)),
+            netns: r.netns_path,
+            plan: None,
+        };
+        Ok(Decoded::Sandbox { id: TaskId(r.sandbox_id), verb: SandboxVerb::Create, body: Some(body.into()) })
+    })
+}
+
+fn mount_entries(mounts: Vec<api::Mount>) -> Vec<MountEntry> {
+    let entry = |m: api::Mount| MountEntry { kind: m.type_, source: m.source, target: m.target, options: m.options };
+    mounts.into_iter().map(entry).collect()
+}
+
 /// 0 only probes; the kernel knows signals 1 to 64, `signal(7)`.
 fn check_signal(signal: u32) -> Result<u32, RpcError> {
     if signal <= 64 { Ok(signal) } else { Err(invalid(format!("{signal} is no signal number"))) }
@@ -198,15 +268,9 @@ fn decode_create(payload: &[u8]) -> Result<Decoded, RpcError> {
         if !r.checkpoint.is_empty() {
             check_absolute("the checkpoint", &r.checkpoint)?;
         }
-        let mounts = r.rootfs.into_iter().map(|m| MountEntry {
-            kind: m.type_,
-            source: m.source,
-            target: m.target,
-            options: m.options,
-        });
         let body = CreateBody {
             bundle: r.bundle.into(),
-            mounts: mounts.collect(),
+            mounts: mount_entries(r.rootfs),
             addresses: addresses(r.terminal, r.stdin, r.stdout, r.stderr)?,
             checkpoint: r.checkpoint,
             options: r.options.into_option().map(|any| (any.type_url, any.value)),
@@ -255,11 +319,17 @@ fn addresses(terminal: bool, stdin: String, stdout: String, stderr: String) -> R
 /// The code for each reason to say no (contract 3.1).
 pub(crate) fn refusal_error(refusal: &Refusal) -> RpcError {
     let code = match refusal {
-        Refusal::NoTask(_) | Refusal::NoProcess(..) | Refusal::Finished(_) | Refusal::Unavailable(_) => Code::NOT_FOUND,
-        Refusal::TaskExists(_) | Refusal::ProcessExists(..) => Code::ALREADY_EXISTS,
-        Refusal::WrongState { .. } | Refusal::InitExited(_) | Refusal::NotStarted(_) | Refusal::StartFailed(_) => {
-            Code::FAILED_PRECONDITION
-        }
+        Refusal::NoTask(_)
+        | Refusal::NoProcess(..)
+        | Refusal::NoSandbox(_)
+        | Refusal::Finished(_)
+        | Refusal::Unavailable(_) => Code::NOT_FOUND,
+        Refusal::TaskExists(_) | Refusal::ProcessExists(..) | Refusal::SandboxExists(_) => Code::ALREADY_EXISTS,
+        Refusal::SandboxState { .. }
+        | Refusal::WrongState { .. }
+        | Refusal::InitExited(_)
+        | Refusal::NotStarted(_)
+        | Refusal::StartFailed(_) => Code::FAILED_PRECONDITION,
         Refusal::Unsupported(_) => Code::UNIMPLEMENTED,
         Refusal::Invalid(_) => Code::INVALID_ARGUMENT,
         Refusal::Late => Code::DEADLINE_EXCEEDED,
@@ -374,6 +444,54 @@ pub(crate) fn stats(type_url: String, value: Vec<u8>) -> Vec<u8> {
 
 pub(crate) fn connected(shim_pid: u32, task_pid: u32) -> Vec<u8> {
     bytes(&api::ConnectResponse { shim_pid, task_pid, ..Default::default() })
+}
+
+pub(crate) fn sandbox_started(view: &SandboxView) -> Vec<u8> {
+    bytes(&sandbox_api::StartSandboxResponse {
+        pid: view.pid,
+        created_at: MessageField::some(timestamp(view.created_at_unix_ns)),
+        ..Default::default()
+    })
+}
+
+/// `info`: what is told of it only to those who want to know all.
+pub(crate) fn sandbox_status(view: &SandboxView, info: Vec<(&str, String)>) -> Vec<u8> {
+    // CRI's words, which containerd hands on.
+    let state = if view.is_ready { "SANDBOX_READY" } else { "SANDBOX_NOTREADY" };
+    bytes(&sandbox_api::SandboxStatusResponse {
+        sandbox_id: view.id.0.clone(),
+        pid: view.pid,
+        state: state.to_owned(),
+        info: info.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        created_at: MessageField::some(timestamp(view.created_at_unix_ns)),
+        exited_at: view.exit.map(|exit| timestamp(exit.at_unix_ns)).into(),
+        ..Default::default()
+    })
+}
+
+/// As Go names it.
+pub(crate) fn platform() -> Vec<u8> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        other => other,
+    };
+    let mut response = sandbox_api::PlatformResponse::default();
+    let platform = response.platform.mut_or_insert_default();
+    platform.os = std::env::consts::OS.to_owned();
+    platform.architecture = architecture.to_owned();
+    bytes(&response)
+}
+
+pub(crate) fn sandbox_metrics(id: &TaskId, at_unix_ns: u64, type_url: String, value: Vec<u8>) -> Vec<u8> {
+    let mut response = sandbox_api::SandboxMetricsResponse::default();
+    let metric = response.metrics.mut_or_insert_default();
+    metric.timestamp = MessageField::some(timestamp(at_unix_ns));
+    metric.id.clone_from(&id.0);
+    metric.data = MessageField::some(Any { type_url, value, ..Default::default() });
+    bytes(&response)
 }
 
 /// What an event needs that the lifecycle does not know.
@@ -518,6 +636,38 @@ mod tests {
     }
 
     #[test]
+    fn the_sandbox_service_is_served_whole() {
+        struct AnySandbox;
+        impl containerd_shim_protos::sandbox_sync::Sandbox for AnySandbox {}
+        let generated = containerd_shim_protos::sandbox_sync::create_sandbox(Arc::new(AnySandbox));
+        let expected: BTreeSet<String> = generated.into_keys().collect();
+        let ours = SANDBOX_METHODS.iter().map(|(name, _)| format!("/{}/{name}", service::SANDBOX));
+        assert_eq!(ours.collect::<BTreeSet<_>>(), expected);
+        for (method, _) in SANDBOX_METHODS {
+            assert_eq!(decode_request(service::SANDBOX, method, b"\xff").unwrap_err().0, Code::INVALID_ARGUMENT);
+        }
+    }
+
+    #[test]
+    fn a_sandbox_is_created_with_an_id_and_a_bundle_that_can_be_used() {
+        let create = |id: &str, bundle: &str| {
+            let request = sandbox_api::CreateSandboxRequest {
+                sandbox_id: id.into(),
+                bundle_path: bundle.into(),
+                netns_path: "/n".into(),
+                ..Default::default()
+            };
+            decode_request(service::SANDBOX, "CreateSandbox", &bytes(&request))
+        };
+        for (id, bundle) in [("", "/b"), ("../p", "/b"), ("p", "b"), ("p", "")] {
+            assert_eq!(create(id, bundle).unwrap_err().0, Code::INVALID_ARGUMENT, "{id:?} {bundle:?}");
+        }
+        let Decoded::Sandbox { id, verb, body } = create("p", "/b").unwrap() else { panic!("another request") };
+        let body = body.unwrap();
+        assert_eq!((id.0.as_str(), verb, body.netns.as_str()), ("p", SandboxVerb::Create, "/n"));
+    }
+
+    #[test]
     fn both_names_of_the_task_service_mean_the_same() {
         let request = bytes(&api::StartRequest { id: "c".into(), exec_id: "e".into(), ..Default::default() });
         for service in [service::TASK_V2, service::TASK_V3] {
@@ -531,7 +681,7 @@ mod tests {
     fn what_is_not_served_is_unimplemented_and_never_not_found() {
         for (service, method) in [
             ("containerd.task.v4.Task", "State"),
-            ("containerd.runtime.sandbox.v1.Sandbox", "CreateSandbox"),
+            (service::SANDBOX, "PortForward"),
             (service::TASK_V3, "Restore"),
             (service::TASK_V3, "state"),
             (service::CONTROL, "State"),

@@ -44,6 +44,7 @@ pub mod programs;
 pub mod readme;
 #[cfg(target_arch = "x86_64")]
 pub mod sabotage;
+pub mod sandbox;
 pub mod scene;
 pub mod shim;
 pub mod skip;
@@ -62,6 +63,7 @@ pub use fake_containerd::FakeContainerd;
 pub use fake_runtime::FakeRuntime;
 pub use freezable::Freezable;
 pub use process::Process;
+pub use sandbox::Sandbox;
 pub use scene::Scene;
 pub use shim::{Launch, Shim};
 pub use stdio::{Reader, Stdio};

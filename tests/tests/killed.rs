@@ -7,12 +7,13 @@
 use holdfast_tests::shim::{Shim, delete_response};
 use holdfast_tests::tracer::{self, End};
 use holdfast_tests::wire::CallError;
-use holdfast_tests::{Bundle, FakeWorld, Stdio, eventually, process};
+use holdfast_tests::{Bundle, FakeWorld, Sandbox, Stdio, eventually, process};
 
 /// No two of these have a common divisor with what programs do in rounds.
 const START_STRIDE: usize = 5;
 const DELETE_STRIDE: usize = 5;
 const SHIM_STRIDE: usize = 11;
+const SANDBOX_STRIDE: usize = 3;
 
 /// No process, socket or other file of a container is left.
 #[track_caller]
@@ -267,6 +268,38 @@ fn the_exit_of_an_exec_is_told_wherever_the_shim_is_killed() {
         }
         // Told twice at most: the acknowledgement may have been lost.
         assert!(exits.len() <= 2, "killed at {point}: {story:?}");
+        assert_nothing_left(&world, point);
+        end
+    });
+}
+
+/// The exit that a client has seen.
+fn live_as_a_sandbox(sandbox: &mut Sandbox, seen: &mut Option<u32>) -> Result<(), CallError> {
+    sandbox.create()?;
+    sandbox.start()?;
+    sandbox.stop(0)?;
+    *seen = Some(sandbox.wait()?.exit_status);
+    sandbox.shutdown()?;
+    Ok(())
+}
+
+#[test]
+fn after_a_shim_that_is_killed_anywhere_delete_ends_its_sandbox() {
+    let world = FakeWorld::new();
+    at_every_point(SANDBOX_STRIDE, |point| {
+        let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = serde_json::json!([]));
+        let shim = world.start(&bundle);
+        let mut sandbox = Sandbox::of(&shim, &bundle);
+        let doom = tracer::doom(shim.process().pid(), point);
+        let mut seen = None;
+        let lived = live_as_a_sandbox(&mut sandbox, &mut seen);
+        shim.process().wait_gone();
+        let end = doom.join().unwrap();
+        let output = world.launch(&bundle).run_delete();
+        let reply = delete_response(&output);
+        if let Some(status) = seen {
+            assert_eq!((status, reply.exit_status), (0, 0), "killed at {point}: {lived:?}");
+        }
         assert_nothing_left(&world, point);
         end
     });

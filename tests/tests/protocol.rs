@@ -50,7 +50,7 @@ fn an_unknown_service_is_unimplemented() {
     let world = FakeWorld::new();
     let (_bundle, mut shim) = running(&world);
     // containerd 2.x falls back from version 3 to 2 on this code and on no other.
-    for service in ["containerd.task.v9.Task", "containerd.runtime.sandbox.v1.Sandbox", "", "x"] {
+    for service in ["containerd.task.v9.Task", "containerd.services.streaming.v1.Streaming", "", "x"] {
         let reply: Result<Empty, _> = shim.connection.call(service, "State", &Empty::default());
         assert_eq!(reply.unwrap_err().code(), Code::UNIMPLEMENTED, "{service:?}");
     }

@@ -344,11 +344,14 @@ fn directories_that_cannot_be_used_are_named() {
 }
 
 #[test]
-fn a_missing_configuration_is_named() {
+fn a_missing_configuration_is_named_by_create_since_a_sandbox_needs_none() {
     let world = FakeWorld::new();
     let bundle = world.sleeper();
     fs::remove_file(bundle.path("config.json")).unwrap();
-    assert_refused(&world, &world.launch(&bundle).run_start(), "config.json");
+    let mut shim = world.start(&bundle);
+    let refusal = shim.create(&Stdio::none()).unwrap_err();
+    assert!(refusal.message().contains("config.json"), "{refusal:?}");
+    shim.shutdown();
 }
 
 #[test]

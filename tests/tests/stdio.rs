@@ -468,6 +468,35 @@ fn an_unknown_kind_of_stdio_is_refused_and_leaves_nothing() {
     shim.discard();
 }
 
+/// containerd's sandboxes may ask for streams over ttrpc (contract 6.9).
+#[test]
+fn streams_over_ttrpc_are_unimplemented_for_each_stream_of_init_and_execs() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let address = |stream: &str| format!("ttrpc+unix:///nowhere?streaming_id=x-{stream}");
+    let fifos = Stdio::fifos(&world.scene, "io");
+    let asked = [
+        Stdio { stdin: address("stdin"), ..Stdio::none() },
+        Stdio { stdout: address("stdout"), ..Stdio::none() },
+        Stdio { stderr: address("stderr"), ..fifos },
+        Stdio { stdin: address("stdin"), stdout: address("stdout"), stderr: address("stderr"), terminal: false },
+        Stdio { stdin: address("stdin"), stdout: address("stdout"), stderr: String::new(), terminal: true },
+    ];
+    for stdio in &asked {
+        let refusal = shim.create(stdio).unwrap_err();
+        assert_eq!(refusal.code(), Code::UNIMPLEMENTED, "{stdio:?}: {refusal:?}");
+        assert!(refusal.message().contains("ttrpc+unix"), "{refusal:?}");
+    }
+    shim.run(&Stdio::none());
+    for stdio in &asked {
+        let refusal = shim.exec("e", &["/bin/true"], stdio).unwrap_err();
+        assert_eq!(refusal.code(), Code::UNIMPLEMENTED, "{stdio:?}: {refusal:?}");
+        assert_eq!(shim.state("e").unwrap_err().code(), Code::NOT_FOUND, "the id is free");
+    }
+    shim.discard();
+}
+
 #[test]
 fn a_fifo_that_does_not_exist_is_named_in_the_refusal() {
     let world = FakeWorld::new();

@@ -10,6 +10,7 @@ use std::{fs, io};
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, WaitRequest};
 use containerd_shim_protos::events::task::TaskExit;
+use containerd_shim_protos::sandbox_api::ShutdownSandboxRequest;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use holdfast_proto::record::{
     ExitRecord, FILE_NAME, LoggerRecord, ProcessState, ReadError, Record, SUPERVISOR_INSTANCE, container_dir,
@@ -20,10 +21,10 @@ use protobuf::{Message, MessageField};
 use serde::Deserialize;
 
 use super::hand_on::Estate;
-use super::orphans;
 use super::socket::{self, socket_name};
 use super::start::instance;
 use super::sweep::SweepRequest;
+use super::{hold, orphans};
 use crate::ask::{AskError, Asker};
 use crate::cgroup;
 use crate::cli::{Flags, SWEEP_ACTION, UNMOUNT_ACTION};
@@ -178,6 +179,9 @@ impl Case {
         }
         let init = self.record.as_ref().and_then(Record::init).map(|init| (init.pid, init.start_time));
         let recorded = init.filter(|&(pid, start_time)| pid != 0 && start_time != 0);
+        if self.is_sandbox() {
+            return self.kill_holder();
+        }
         // A call that outlived its shim has left a pid that no record has.
         self.pid = recorded.map(|(pid, _)| pid).or_else(|| read_pid(&self.bundle)).unwrap_or(0);
         let Some(held) = signal::hold(self.pid) else { return };
@@ -197,11 +201,33 @@ impl Case {
         held.kill();
     }
 
+    fn is_sandbox(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.sandbox)
+    }
+
+    /// It alone: it is in the control group of its shim, with others.
+    fn kill_holder(&mut self) {
+        let init = self.record.as_ref().and_then(Record::init).filter(|init| init.exit.is_none());
+        let recorded = init.map(|init| (init.pid, init.start_time)).filter(|&(pid, _)| pid != 0);
+        // One that was just made is in no record.
+        let Some((pid, start_time)) = recorded.or_else(|| init.and_then(|_| hold::read(&self.bundle))) else { return };
+        self.pid = pid;
+        // Held first and looked at then, so that it is the very process.
+        let held = signal::hold(pid).filter(|_| start_time != 0 && process::start_time(pid) == Some(start_time));
+        self.killed = held.is_some_and(|held| held.kill());
+    }
+
     /// A shim that lives and still has the container deletes it itself, and knows best how it ended. That it lives although
     /// the daemon cleans up after it means that only the connection was lost.
     fn ask_shim(&self, until: Instant) -> Option<DeleteResponse> {
         let address = self.record.as_ref().filter(|_| self.has_shim()).map(|record| record.shim.address.clone())?;
         let limit = || SHIM_LIMIT.min(until.saturating_duration_since(Instant::now()));
+        if self.is_sandbox() {
+            let shutdown = ShutdownSandboxRequest { sandbox_id: self.id.clone(), ..Default::default() };
+            let mut shim = Asker::connect(socket_path(&address)).ok()?;
+            shim.call(service::SANDBOX, "ShutdownSandbox", &shutdown, limit()).ok()?;
+            return Some(self.answer());
+        }
         let ask = || -> Result<Vec<u8>, AskError> {
             let mut shim = Asker::connect(socket_path(&address))?;
             let wait = WaitRequest { id: self.id.clone(), ..WaitRequest::default() };
@@ -356,7 +382,7 @@ struct Deletion<'a> {
 fn delete_all(cases: &[Case], until: Instant, warn: &mut dyn FnMut(String)) {
     let mut tell = |case: &Case, text: String| warn(format!("cannot delete the container {}: {text}", case.id));
     let mut begun = Vec::new();
-    for case in cases {
+    for case in cases.iter().filter(|case| !case.is_sandbox()) {
         match Deletion::begin(case) {
             Ok(deletion) => begun.push(deletion),
             Err(text) => tell(case, text),

@@ -2,6 +2,7 @@
 
 pub mod delete;
 pub mod hand_on;
+pub mod hold;
 pub mod info;
 pub mod mount;
 mod orphans;

@@ -19,6 +19,9 @@ pub enum MountCommandError {
     /// The request is none.
     #[error("malformed mount request")]
     Malformed(#[source] serde_json::Error),
+    /// Whoever asked has ended.
+    #[error("cannot depend on the shim")]
+    Orphan(#[source] io::Error),
     /// The work failed.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -33,7 +36,9 @@ pub fn run_mount(stdin: impl Read) -> Result<(), MountCommandError> {
     stdin.take(REQUEST_LIMIT).read_to_end(&mut text).map_err(MountCommandError::Read)?;
     let request: MountRequest = serde_json::from_slice(&text).map_err(MountCommandError::Malformed)?;
     // Else a mount could come after the `delete` of a shim that was killed.
-    let _ = process::die_with_parent();
+    if request.shim != 0 {
+        process::die_with(request.shim).map_err(MountCommandError::Orphan)?;
+    }
     Ok(mount_all(&request)?)
 }
 
@@ -54,6 +59,12 @@ mod tests {
         for text in ["", "{}", "[]", "{\"rootfs\":\"/x\"}", "{\"rootfs\":\"/x\",\"mounts\":[{}]}"] {
             assert!(matches!(run_mount(text.as_bytes()), Err(MountCommandError::Malformed(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn nothing_is_mounted_for_a_shim_that_has_ended() {
+        let text = format!("{{\"shim\":{},\"rootfs\":\"/nowhere\",\"mounts\":[]}}", u32::MAX);
+        assert!(matches!(run_mount(text.as_bytes()), Err(MountCommandError::Orphan(_))));
     }
 
     #[test]

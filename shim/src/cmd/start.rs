@@ -95,7 +95,7 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, StartError> {
         None => options::Options::default(),
     };
     let bundle = std::env::current_dir().map_err(|e| StartError::Path("use", ".".into(), e))?;
-    let group = spec::read(&bundle)?.annotations_group.unwrap_or_else(|| flags.id.clone());
+    let group = group_of(&bundle)?.unwrap_or_else(|| flags.id.clone());
     let dir = bootstrap.socket_dir.clone().unwrap_or_else(|| run_dir().join("s"));
     let name = socket_name(&flags.address, &flags.namespace, &group);
     let socket = dir.join(&name);
@@ -120,6 +120,15 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, StartError> {
         Ok(served)
     })?;
     Ok(Reply::choose(&bootstrap, &env).bytes(&address, served))
+}
+
+/// The sandboxes of CRI have no specification; for a container that has none, its Create says so.
+fn group_of(bundle: &Path) -> Result<Option<String>, SpecError> {
+    match spec::read(bundle) {
+        Ok(facts) => Ok(facts.annotations_group),
+        Err(SpecError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// The file `address` of a bundle. It is written before there is a server: a daemon that restarts, and a `delete` after a

@@ -11,7 +11,7 @@ use super::criu::{self, CriuWork};
 use super::loggers::{Starting, process_made_by};
 use super::{Shim, State, Timer, chain, choose_runtime, on_quiet};
 use crate::cgroup::Paths;
-use crate::cli::{MOUNT_ACTION, SWEEP_ACTION, UNMOUNT_ACTION};
+use crate::cli::{HOLD_ACTION, MOUNT_ACTION, SWEEP_ACTION, UNMOUNT_ACTION};
 use crate::cmd::sweep::SweepRequest;
 use crate::io::console::ConsoleSocket;
 use crate::io::process::{IoError, LoggerPipes, OnQuiet, ProcessEnds, ProcessIo};
@@ -25,7 +25,7 @@ use crate::oci::runner::{self, ChildStdio};
 use crate::oci::spec;
 use crate::owned_task::OwnedTask;
 use crate::record;
-use crate::sys::mount::MountRequest;
+use crate::sys::mount::{MountEntry, MountRequest};
 use crate::sys::{process as process_facts, signal};
 use crate::wire::Body;
 
@@ -125,6 +125,7 @@ impl State {
             Work::Mount => self.begin_mount(call, task),
             Work::Unmount => self.begin_unmount(call, task),
             Work::Sweep => self.begin_sweep(call, task),
+            Work::HoldNamespaces => self.begin_hold(call, task),
             Work::Drain(process) => {
                 // A logger that is to come back anyway has no better time.
                 self.revive_logger(task, process, me);
@@ -138,6 +139,12 @@ impl State {
                     return Some(Ok(None));
                 }
                 Ok(Some(settle(me, call, task, process)))
+            }
+            Work::EndHolder { pid, signal, .. } => {
+                if let Err(e) = signal::send(*pid, signal.cast_signed()) {
+                    tracing::debug!(sandbox = task.0, pid, error = %e, "not signalled");
+                }
+                Ok(Some(What::Drain))
             }
             Work::End(pid) => {
                 if let Err(e) = signal::send(*pid, nix::libc::SIGKILL) {
@@ -173,6 +180,7 @@ impl State {
             self.children.insert(child.pid, call);
         }
         let limit = match what {
+            What::Drain if let Work::EndHolder { within_secs, .. } = work => Duration::from_secs((*within_secs).into()),
             What::Drain => self.config.drain_deadline,
             What::Settle { .. } => SETTLE_DEADLINE,
             What::Logger(_) => self.ready_limit(),
@@ -240,25 +248,44 @@ impl State {
     }
 
     fn begin_mount(&mut self, call: CallId, task: &TaskId) -> Result<Option<What>, Failure> {
+        if let Some(sandbox) = self.sandbox_of(task) {
+            sandbox.make_dir()?;
+            return self.mount(call, sandbox.rootfs(), &sandbox.mounts);
+        }
         let container = self.containers.get_mut(task).ok_or_else(|| gone(task))?;
         container.write_options().map_err(|(path, e)| failure(format!("cannot write {}: {e}", path.display())))?;
         let path = spec::read(&container.bundle).ok().and_then(|facts| facts.cgroups_path);
         container.cgroup = path.and_then(|path| Paths::to_be_made(&path));
-        if container.mounts.is_empty() {
+        let container = self.containers.get(task).ok_or_else(|| gone(task))?;
+        self.mount(call, container.rootfs(), &container.mounts)
+    }
+
+    fn mount(&self, call: CallId, rootfs: PathBuf, mounts: &[MountEntry]) -> Result<Option<What>, Failure> {
+        if mounts.is_empty() {
             return Ok(None);
         }
-        let request = MountRequest { rootfs: container.rootfs(), mounts: container.mounts.clone() };
+        let request = MountRequest { shim: std::process::id(), rootfs, mounts: mounts.to_vec() };
         let json = serde_json::to_vec(&request).map_err(|e| failure(e.to_string()))?;
         let input = runner::memory_file(&json).map_err(|e| failure(format!("cannot pass the mounts on: {e}")))?;
         self.launch_ourselves(call, vec![MOUNT_ACTION.into()], Some(input)).map(Some)
     }
 
     fn begin_unmount(&mut self, call: CallId, task: &TaskId) -> Result<Option<What>, Failure> {
-        let container = self.containers.get(task).ok_or_else(|| gone(task))?;
-        if container.mounts.is_empty() {
+        let (mounts, rootfs) = match (self.sandbox_of(task), self.containers.get(task)) {
+            (Some(sandbox), _) => (&sandbox.mounts, sandbox.rootfs()),
+            (None, Some(container)) => (&container.mounts, container.rootfs()),
+            (None, None) => return Err(gone(task)),
+        };
+        if mounts.is_empty() {
             return Ok(None);
         }
-        self.launch_ourselves(call, vec![UNMOUNT_ACTION.into(), container.rootfs().into()], None).map(Some)
+        self.launch_ourselves(call, vec![UNMOUNT_ACTION.into(), rootfs.into()], None).map(Some)
+    }
+
+    fn begin_hold(&self, call: CallId, id: &TaskId) -> Result<Option<What>, Failure> {
+        let (json, bundle) = self.prepare_hold(id)?;
+        let input = runner::memory_file(&json).map_err(|e| failure(format!("cannot say what to hold: {e}")))?;
+        self.launch_ourselves(call, vec![HOLD_ACTION.into(), bundle.into()], Some(input)).map(Some)
     }
 
     /// Also after the runtime has said that it undid everything: one that was killed knows nothing of what it had begun.
@@ -280,6 +307,7 @@ impl State {
     /// pid surely its own.
     fn end_nameless(&self, task: &TaskId, work: &Work) {
         let process = match work {
+            Work::HoldNamespaces => return self.end_holder(task),
             Work::Create | Work::Restore => &ProcessId::Init,
             Work::ExecStart(process) => process,
             _ => return,
@@ -379,9 +407,14 @@ impl State {
             Work::Resume => Call::Resume,
             Work::Update => Call::Update,
             Work::Delete { force } => Call::Delete { force: *force },
-            Work::Mount | Work::Unmount | Work::Sweep | Work::Drain(_) | Work::Settle(_) | Work::End(_) => {
-                return Err(gone(task));
-            }
+            Work::Mount
+            | Work::Unmount
+            | Work::Sweep
+            | Work::Drain(_)
+            | Work::Settle(_)
+            | Work::End(_)
+            | Work::HoldNamespaces
+            | Work::EndHolder { .. } => return Err(gone(task)),
         };
         let log = container.dir.join(format!("{}.log", record::call_name(call.0)));
         // From before the call begins until its end was seen, so that a `delete` after this shim's death finds the calls
@@ -561,6 +594,7 @@ impl Shim {
             None => match &work {
                 Work::Create | Work::Restore => state.process_made(&task, &ProcessId::Init, &child, &self.me),
                 Work::ExecStart(process) => state.process_made(&task, process, &child, &self.me),
+                Work::HoldNamespaces => state.holder_made(&task),
                 _ => Ok(None),
             },
         };
@@ -627,6 +661,7 @@ impl Shim {
                 }
                 let outcome = match state.running.remove(&call) {
                     Some(Running { task, work: Work::End(pid), .. }) => Err(not_ended(&task, pid)),
+                    Some(Running { task, work: Work::EndHolder { .. }, .. }) => Err(still_held(&task)),
                     _ => Ok(None),
                 };
                 drop(state);
@@ -692,6 +727,7 @@ fn how_it_fared(work: &Work, child: &Child, status: Option<ExitStatus>) -> Optio
         Work::Mount => ("mount of the root filesystem", true),
         Work::Unmount => ("unmount of the root filesystem", true),
         Work::Sweep => ("removal of what the failed create has left", true),
+        Work::HoldNamespaces => ("making of the sandbox", true),
         Work::Create => ("OCI runtime create", false),
         Work::ExecStart(_) => ("OCI runtime exec", false),
         Work::Start => ("OCI runtime start", false),
@@ -702,7 +738,7 @@ fn how_it_fared(work: &Work, child: &Child, status: Option<ExitStatus>) -> Optio
         Work::Resume => ("OCI runtime resume", false),
         Work::Update => ("OCI runtime update", false),
         Work::Delete { .. } => ("OCI runtime delete", false),
-        Work::Drain(_) | Work::Settle(_) | Work::End(_) => ("drain", false),
+        Work::Drain(_) | Work::Settle(_) | Work::End(_) | Work::EndHolder { .. } => ("drain", false),
     };
     if child.timed_out {
         let last = said.map(|text| format!("; its last words: {text}")).unwrap_or_default();
@@ -748,6 +784,11 @@ pub(super) fn failure(text: String) -> Failure {
 fn not_ended(task: &TaskId, pid: Pid) -> Failure {
     let who = if pid == 0 { "a process".to_owned() } else { format!("init (pid {pid})") };
     let text = format!("{who} of task {:?} was killed and has not ended in time; try again", task.0);
+    Failure { kind: FailureKind::Deadline, text }
+}
+
+fn still_held(id: &TaskId) -> Failure {
+    let text = format!("what holds the namespaces of sandbox {:?} has not ended in time; try again", id.0);
     Failure { kind: FailureKind::Deadline, text }
 }
 

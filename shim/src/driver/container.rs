@@ -121,6 +121,9 @@ impl Container {
 impl State {
     /// Writes the record of a task, or remembers that it could not.
     pub(super) fn save(&mut self, task: &TaskId) -> io::Result<()> {
+        if self.sandbox_of(task).is_some() {
+            return self.save_sandbox(task);
+        }
         let views = self.lifecycle.processes(task);
         let loggers: Vec<_> = views.iter().map(|view| self.logger_record(task, &view.process)).collect();
         let Some(container) = self.containers.get_mut(task) else { return Ok(()) };
@@ -133,7 +136,23 @@ impl State {
                 process.start_time = start_time(view.pid).unwrap_or(0);
             }
         }
+        let Some(container) = self.containers.get(task) else { return Ok(()) };
+        let runtime = RuntimeRef {
+            binary: container.runtime.binary.to_string_lossy().into_owned(),
+            root: container.runtime.root.clone(),
+            systemd_cgroup: container.runtime.systemd_cgroup,
+        };
         let record = Record {
+            times_out_of_memory: self.lifecycle.times_out_of_memory(task),
+            processes: views.iter().zip(loggers).map(|(view, l)| process_record(view, container, l)).collect(),
+            ..self.blank_record(task, &container.bundle, runtime)
+        };
+        container.in_dir(|| record::write(&container.dir, &record))
+    }
+
+    /// With all but what is in it.
+    pub(super) fn blank_record(&self, id: &TaskId, bundle: &Path, runtime: RuntimeRef) -> Record {
+        Record {
             schema: SCHEMA,
             boot_id: self.boot_id.clone(),
             shim: ShimIdentity {
@@ -144,18 +163,14 @@ impl State {
             },
             manager: self.config.manager.clone(),
             namespace: self.config.namespace.clone(),
-            id: task.0.clone(),
+            id: id.0.clone(),
             group: self.config.group.clone(),
-            bundle: container.bundle.clone(),
-            runtime: RuntimeRef {
-                binary: container.runtime.binary.to_string_lossy().into_owned(),
-                root: container.runtime.root.clone(),
-                systemd_cgroup: container.runtime.systemd_cgroup,
-            },
-            times_out_of_memory: self.lifecycle.times_out_of_memory(task),
-            processes: views.iter().zip(loggers).map(|(view, l)| process_record(view, container, l)).collect(),
-        };
-        container.in_dir(|| record::write(&container.dir, &record))
+            bundle: bundle.to_owned(),
+            runtime,
+            sandbox: false,
+            times_out_of_memory: 0,
+            processes: Vec::new(),
+        }
     }
 
     /// Its pid is its own: it is not reaped yet.

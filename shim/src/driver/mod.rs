@@ -2,7 +2,8 @@
 //!
 //! All that the shim knows is in `State`; `perform.rs` carries effects out, `calls.rs` looks after what takes time,
 //! `opening.rs` after the opening of logs, `loggers.rs` after the life of loggers and `criu.rs` after what checkpoints
-//! leave behind, `container.rs` holds what belongs to a container, `oom.rs` watches over its memory, `output.rs` tells what
+//! leave behind, `container.rs` holds what belongs to a container, `sandbox.rs` what
+//! belongs to a sandbox, `oom.rs` watches over its memory, `output.rs` tells what
 //! becomes of its output, `still.rs` freezes and thaws. Inputs come from the connections' tasks, the reaper, timers and the
 //! relays, each as a plain call that returns at once: no queue lies between them and the state, so nothing is lost when
 //! everything stops.
@@ -15,6 +16,7 @@ mod oom;
 mod opening;
 mod output;
 mod perform;
+mod sandbox;
 mod still;
 
 use std::cell::{Cell, RefCell};
@@ -34,6 +36,7 @@ use tokio::sync::Notify;
 use self::calls::Running;
 use self::container::Container;
 use self::loggers::Logger;
+use self::sandbox::Sandbox;
 use crate::cgroup::oom::Alarms;
 use crate::io::spill::Removal;
 use crate::io::spill::policy::{Choice, OutputSettings};
@@ -110,6 +113,7 @@ struct State {
     config: Config,
     lifecycle: Lifecycle,
     containers: BTreeMap<TaskId, Container>,
+    sandbox: Option<Sandbox>,
     connections: BTreeMap<u64, Connection>,
     last_connection: u64,
     /// What came with requests whose work has not begun.
@@ -264,6 +268,10 @@ impl Shim {
                 return self.respond(asker, Ok(info));
             }
             Decoded::Output { task, measure } => return self.tell_output(asker, task, measure),
+            Decoded::Sandbox { id, verb, body } => {
+                let timeout = (timeout_ns > 0).then(|| Duration::from_nanos(timeout_ns));
+                return self.sandbox_request(asker, id, verb, body, timeout);
+            }
             Decoded::Task { task, process, verb, body } => (task, process, verb, body),
         };
         let verb = match self.admit(&task, verb, &mut body) {
@@ -380,16 +388,16 @@ impl Shim {
 }
 
 impl State {
-    /// Whether there are tasks, all have ended, and containerd has removed the bundles of all: it finds a shim by the
+    /// Whether there are tasks or a sandbox, all have ended, and containerd has removed the bundles of all: it finds a shim by the
     /// bundle, so nobody can come for them. (When it restarts it gives up a shim that does not answer within seconds: it
     /// runs `delete` and removes the bundle, and 2.1 leaves its connection open. That shim may only have been stopped for
     /// a while.) holdfastd finds a shim by its record instead.
     fn is_abandoned(&self) -> bool {
-        let gone = |container: &Container| matches!(container.bundle.try_exists(), Ok(false));
+        let mut bundles = self.containers.values().map(|c| &c.bundle).chain(self.sandbox.iter().map(|s| &s.bundle));
         matches!(self.config.manager, Manager::Containerd { .. })
-            && !self.containers.is_empty()
+            && !self.lifecycle.is_empty()
             && self.lifecycle.has_ended()
-            && self.containers.values().all(gone)
+            && bundles.all(|bundle| matches!(bundle.try_exists(), Ok(false)))
     }
 
     fn new(config: Config, publisher: Publisher) -> Self {
@@ -397,6 +405,7 @@ impl State {
             config,
             lifecycle: Lifecycle::default(),
             containers: BTreeMap::new(),
+            sandbox: None,
             connections: BTreeMap::new(),
             last_connection: 0,
             bodies: BTreeMap::new(),

@@ -10,7 +10,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::container::{Container, Process};
-use super::{Shim, State, chain, choose_runtime, output};
+use super::{Shim, State, chain, choose_runtime, output, sandbox};
 use crate::cgroup::{self, CgroupError, Paths};
 use crate::io::log_writer::LogWriter;
 use crate::io::process::{IoError, ProcessIo};
@@ -42,6 +42,8 @@ pub(super) enum About {
     /// With what the shim knows by itself: pid and exec id.
     Pids(TaskId, Vec<(Pid, Option<String>)>),
     Stats(TaskId),
+    /// With the holder's pid.
+    SandboxMetrics(TaskId, Pid),
     /// Answered once nothing more is written into the old files.
     ReopenLogs(TaskId),
     /// Of one task or of all, with what the disk says.
@@ -109,6 +111,7 @@ impl State {
                 self.ask(asker, About::Pids(task, known), me);
             }
             Effect::ReadStats(asker, task) => self.ask(asker, About::Stats(task), me),
+            Effect::ReadSandboxMetrics(asker, id, pid) => self.ask(asker, About::SandboxMetrics(id, pid), me),
             Effect::Stop => {
                 self.close_socket();
                 return true;
@@ -135,6 +138,12 @@ impl State {
             Reply::Deleted(pid, exit) => wire::deleted(*pid, *exit),
             Reply::Pids(processes) => wire::pids(processes),
             Reply::Connected(pid) => wire::connected(std::process::id(), *pid),
+            Reply::SandboxStarted(view) => wire::sandbox_started(view),
+            Reply::SandboxStatus(view, verbose) => {
+                let info = if *verbose { self.sandbox_info(&view.id) } else { Vec::new() };
+                wire::sandbox_status(view, info)
+            }
+            Reply::Platform => wire::platform(),
         }
     }
 
@@ -151,6 +160,7 @@ impl State {
                 let container = Container::new(create, chosen, runtime, self.container_dir(task));
                 self.containers.insert(task.clone(), container);
             }
+            Some(Body::Sandbox(body)) => self.adopt_sandbox(task, *body),
             Some(Body::Exec { addresses, spec }) => {
                 if let Some(container) = self.containers.get_mut(task) {
                     container.processes.insert(process.clone(), Process { addresses, spec, ..Process::default() });
@@ -212,6 +222,9 @@ impl State {
 
     fn forget(&mut self, task: &TaskId) {
         self.unsaved.remove(task);
+        if self.forget_sandbox(task) {
+            return;
+        }
         // Of its events only `TaskDelete` comes after this, and that needs nothing that is known here.
         if let Some(container) = self.containers.remove(task) {
             crate::record::put_away(&container.dir, &container.bundle);
@@ -256,6 +269,12 @@ impl State {
     pub(super) fn ask(&mut self, asker: Asker, about: About, me: &Weak<Shim>) {
         let task = match &about {
             About::Pids(task, _) | About::Stats(task) | About::ReopenLogs(task) => task,
+            About::SandboxMetrics(id, pid) => {
+                let (cgroup, id, pid) = (self.sandbox_cgroup(id), id.clone(), *pid);
+                let task = OwnedTask::spawn(answer_metrics(me.clone(), asker, id, cgroup, pid));
+                self.questions.insert(asker, Question { about, _task: task });
+                return;
+            }
             About::Output(chosen) => {
                 let task = OwnedTask::spawn(output::measured(me.clone(), asker, chosen.clone()));
                 self.questions.insert(asker, Question { about, _task: task });
@@ -307,19 +326,36 @@ async fn answer(me: Weak<Shim>, asker: Asker, about: About, paths: Option<Paths>
             Ok(wire::pids(&name_execs(pids.and_then(Result::ok).unwrap_or_default(), known)))
         }
         About::Stats(task) => match paths {
-            Some(paths) => match offload::ask_cgroup(move || stats(&paths, events.as_deref())).await {
-                Ok(Ok((type_url, value))) => Ok(wire::stats(type_url, value)),
-                Ok(Err(e @ CgroupError::Gone(_))) => Err((ttrpc::proto::Code::NOT_FOUND, chain(&e))),
-                Ok(Err(e)) => Err((ttrpc::proto::Code::UNKNOWN, chain(&e))),
-                Err(e) => Err((ttrpc::proto::Code::INTERNAL, e.to_string())),
-            },
+            Some(paths) => {
+                let figures = offload::ask_cgroup(move || stats(&paths, events.as_deref())).await;
+                figures_or_error(figures).map(|(type_url, value)| wire::stats(type_url, value))
+            }
             None => Err((ttrpc::proto::Code::NOT_FOUND, format!("task {:?}: cgroup does not exist", task.0))),
         },
-        // See `reopen_logs` and `measured`.
-        About::ReopenLogs(_) | About::Output(_) => return,
+        // See `reopen_logs`, `measured` and `answer_metrics`.
+        About::ReopenLogs(_) | About::Output(_) | About::SandboxMetrics(..) => return,
     };
     if let Some(shim) = me.upgrade() {
         shim.state.borrow_mut().answered(asker, answer);
+    }
+}
+
+async fn answer_metrics(me: Weak<Shim>, asker: Asker, id: TaskId, cgroup: String, pid: Pid) {
+    let figures = figures_or_error(offload::ask_cgroup(move || sandbox::metrics(&cgroup, pid)).await);
+    let answer = figures.map(|(type_url, value)| wire::sandbox_metrics(&id, now_unix_ns(), type_url, value));
+    if let Some(shim) = me.upgrade() {
+        shim.state.borrow_mut().answered(asker, answer);
+    }
+}
+
+fn figures_or_error<E: std::fmt::Display>(
+    figures: Result<Result<(String, Vec<u8>), CgroupError>, E>,
+) -> Result<(String, Vec<u8>), RpcError> {
+    match figures {
+        Ok(Ok(figures)) => Ok(figures),
+        Ok(Err(e @ CgroupError::Gone(_))) => Err((ttrpc::proto::Code::NOT_FOUND, chain(&e))),
+        Ok(Err(e)) => Err((ttrpc::proto::Code::UNKNOWN, chain(&e))),
+        Err(e) => Err((ttrpc::proto::Code::INTERNAL, e.to_string())),
     }
 }
 

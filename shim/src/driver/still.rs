@@ -13,6 +13,7 @@ use super::criu::{self, CriuWork};
 use super::loggers::{Logger, Revival, Stage, Starting, next_stage, revival_timer};
 use super::oom::{FrozenMemory, Memory};
 use super::perform::About;
+use super::sandbox::Sandbox;
 use super::{Config, Shim, State, Timer, on_quiet};
 use crate::cgroup;
 use crate::cgroup::oom::Alarms;
@@ -43,6 +44,8 @@ struct FrozenState {
     config: Config,
     lifecycle: Lifecycle,
     containers: Vec<(TaskId, FrozenContainer)>,
+    #[serde(default)]
+    sandbox: Option<Sandbox>,
     connections: Vec<(u64, FrozenConnection)>,
     last_connection: u64,
     bodies: Vec<(Asker, Body)>,
@@ -187,6 +190,7 @@ impl Shim {
         let alarms = Alarms::thaw(frozen.alarms, &mut fds);
         state.alarms = alarms.map_err(|e| FreezeError::Fd("the alarms".to_owned(), e))?;
         state.lifecycle = frozen.lifecycle;
+        state.sandbox = frozen.sandbox;
         state.last_connection = frozen.last_connection;
         state.bodies = frozen.bodies.into_iter().collect();
         let shim = Self::new(state);
@@ -274,6 +278,7 @@ impl State {
             config: self.config.clone(),
             lifecycle: self.lifecycle.clone(),
             containers,
+            sandbox: self.sandbox.clone(),
             connections,
             last_connection: self.last_connection,
             bodies: self.bodies.iter().map(|(asker, body)| (*asker, body.clone())).collect(),
@@ -301,6 +306,7 @@ impl State {
         self.lifecycle = Lifecycle::default();
         self.alarms.hand_on();
         self.containers = BTreeMap::new();
+        self.sandbox = None;
         self.connections = BTreeMap::new();
         self.bodies = BTreeMap::new();
         self.timers = BTreeMap::new();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Asker, CallId, Exit, Pid, ProcessId, Refusal, TaskId};
+use super::{Asker, CallId, Exit, Pid, ProcessId, Refusal, SandboxView, TaskId};
 
 /// What the driver must do, in this order.
 pub type Effects = Vec<Effect>;
@@ -81,6 +81,8 @@ pub enum Effect {
     },
     /// Read the control group's figures off the loop, then answer.
     ReadStats(Asker, TaskId),
+    /// The same of a sandbox, whose holder has this pid.
+    ReadSandboxMetrics(Asker, TaskId, Pid),
     /// Nothing is left to look after: close the socket now, answer what is to be answered, deliver what is to be
     /// delivered, end.
     Stop,
@@ -128,6 +130,17 @@ pub enum Work {
     End(Pid),
     /// Unmount the root filesystem.
     Unmount,
+    /// Make the process that holds a sandbox's namespaces.
+    HoldNamespaces,
+    /// Signal it and give it that time. Ends with a failure when that has passed; an end in time is told by the exit itself.
+    EndHolder {
+        /// An unreaped pid.
+        pid: Pid,
+        /// The host's signal number.
+        signal: u32,
+        /// The limit.
+        within_secs: u32,
+    },
     /// After a failed Create: end what is left in the container's control group, and unmount the root filesystem.
     Sweep,
 }
@@ -149,6 +162,12 @@ pub enum Reply {
     Pids(Vec<KnownProcess>),
     /// To `Connect`: 0 for an unknown task.
     Connected(Pid),
+    /// To the start of a sandbox.
+    SandboxStarted(SandboxView),
+    /// To the question for a sandbox's status; whether all is to be said.
+    SandboxStatus(SandboxView, bool),
+    /// What a sandbox's containers run on.
+    Platform,
 }
 
 /// A process that the shim knows of.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Exit;
+use super::{Exit, SandboxRequest};
 
 /// A process id in the shim's pid namespace.
 pub type Pid = u32;
@@ -205,6 +205,8 @@ pub enum FailureKind {
 pub enum Input {
     /// A client asks.
     Request(Request),
+    /// A client asks about the sandbox.
+    Sandbox(SandboxRequest),
     /// A child that is none of the driver's own was reaped.
     Exited {
         /// Its pid, free for reuse from now on.

@@ -21,6 +21,8 @@
 //! A task that is created from a checkpoint is unknown to the OCI runtime until `Start` restores it: it has no pid, nothing
 //! in it can end, and a restore that fails leads back to where it began.
 //!
+//! The sandbox of a pod, if a client drives one, has a picture of its own in `sandbox.rs`.
+//!
 //! An exec process: `Created ──> Starting ──> Running ──> Stopped`; a start that fails leads back to `Created`.
 //!
 //! # The order rules
@@ -47,6 +49,7 @@ mod exit;
 mod init;
 mod input;
 mod refusal;
+mod sandbox;
 mod task;
 
 #[cfg(test)]
@@ -56,4 +59,5 @@ pub use effect::{Effect, Effects, Event, KnownProcess, ProcessView, Reply, Statu
 pub use exit::{Exit, ExitStatus};
 pub use input::{Asker, CallId, ExecId, Failure, FailureKind, Input, Outcome, Pid, ProcessId, Request, TaskId, Verb};
 pub use refusal::Refusal;
+pub use sandbox::{SandboxRequest, SandboxVerb, SandboxView};
 pub use task::Lifecycle;

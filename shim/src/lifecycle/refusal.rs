@@ -24,6 +24,19 @@ pub enum Refusal {
         /// The state that forbids it.
         state: &'static str,
     },
+    /// No such sandbox, or not yet, or no longer.
+    NoSandbox(TaskId),
+    /// A sandbox is there already: this one.
+    SandboxExists(TaskId),
+    /// The sandbox is in a state in which this cannot be done.
+    SandboxState {
+        /// What was asked.
+        verb: &'static str,
+        /// Of which.
+        id: TaskId,
+        /// The state that forbids it.
+        state: &'static str,
+    },
     /// The process has ended, so it cannot be signalled.
     Finished(ProcessId),
     /// The init process has ended, so no other can be started.
@@ -52,6 +65,9 @@ impl fmt::Display for Refusal {
             Self::TaskExists(id) => write!(f, "task {:?} already exists", id.0),
             Self::ProcessExists(id, process) => write!(f, "{process} of task {:?} already exists", id.0),
             Self::WrongState { verb, process, state } => write!(f, "cannot {verb} {process}: it is {state}"),
+            Self::NoSandbox(id) => write!(f, "sandbox {:?} not found", id.0),
+            Self::SandboxExists(id) => write!(f, "sandbox {:?} already exists", id.0),
+            Self::SandboxState { verb, id, state } => write!(f, "cannot {verb} sandbox {:?}: it is {state}", id.0),
             Self::Finished(process) => write!(f, "{process}: process already finished"),
             Self::InitExited(id) => write!(f, "the init process of task {:?} has exited: container not running", id.0),
             Self::NotStarted(process) => write!(f, "{process} was not started"),

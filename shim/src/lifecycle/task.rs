@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exec::{Exec, ExecState};
 use super::init::{CreateStep, DeleteStep, HeardOut, Init, InitState, Op, RestoreStep, Running};
+use super::sandbox::Sandbox;
 use super::{
     Asker, CallId, Effect, Effects, Event, ExecId, Exit, Failure, FailureKind, Input, KnownProcess, Outcome, Pid,
     ProcessId, Refusal, Reply, Request, Status, TaskId, Verb, Work,
@@ -15,11 +16,16 @@ use super::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lifecycle {
     tasks: BTreeMap<TaskId, Task>,
-    calls: Calls,
+    pub(super) calls: Calls,
     /// Exits that nobody claimed while a call was in flight that may yet name their pid.
     stash: Vec<(Pid, Exit)>,
-    /// A Shutdown came while all there was were tasks whose Create is being undone: the shim ends with the last of them.
-    ends_when_undone: bool,
+    /// A Shutdown came while all there was were tasks whose Create is being undone, or the sandbox was shut down before its
+    /// tasks were deleted: the shim ends with the last of them.
+    #[serde(alias = "ends_when_undone")]
+    pub(super) ends_when_empty: bool,
+    /// That of a client which drives one (`sandbox.rs`). A shim has one at most.
+    #[serde(default)]
+    pub(super) sandbox: Option<Sandbox>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +81,7 @@ impl Lack {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Calls {
+pub(super) struct Calls {
     last: u64,
     in_flight: BTreeMap<CallId, Call>,
 }
@@ -89,21 +95,21 @@ struct Call {
 }
 
 /// One input being handled: the task's id and what it leads to.
-struct Turn<'a> {
-    id: &'a TaskId,
-    calls: &'a mut Calls,
-    effects: &'a mut Effects,
+pub(super) struct Turn<'a> {
+    pub(super) id: &'a TaskId,
+    pub(super) calls: &'a mut Calls,
+    pub(super) effects: &'a mut Effects,
 }
 
 impl Turn<'_> {
-    fn reply(&mut self, asker: Asker, reply: Result<Reply, Refusal>) {
+    pub(super) fn reply(&mut self, asker: Asker, reply: Result<Reply, Refusal>) {
         self.effects.push(Effect::Reply(asker, reply));
     }
 
-    fn begin(&mut self, process: &ProcessId, work: Work, asker: Option<Asker>) -> CallId {
+    pub(super) fn begin(&mut self, process: &ProcessId, work: Work, asker: Option<Asker>) -> CallId {
         self.calls.last += 1;
         let call = CallId(self.calls.last);
-        let names_pid = matches!(work, Work::Create | Work::Restore | Work::ExecStart(_));
+        let names_pid = matches!(work, Work::Create | Work::Restore | Work::ExecStart(_) | Work::HoldNamespaces);
         self.calls.in_flight.insert(call, Call { task: self.id.clone(), process: process.clone(), names_pid });
         self.effects.push(Effect::Begin { call, task: self.id.clone(), work, asker });
         call
@@ -119,7 +125,7 @@ impl Turn<'_> {
         self.begin(process, Work::Settle(process.clone()), None)
     }
 
-    fn save(&mut self) {
+    pub(super) fn save(&mut self) {
         self.effects.push(Effect::Save(self.id.clone()));
     }
 
@@ -134,6 +140,7 @@ impl Lifecycle {
         let mut effects = Effects::new();
         match input {
             Input::Request(request) => self.request(request, &mut effects),
+            Input::Sandbox(request) => self.sandbox_request(request, &mut effects),
             Input::Exited { pid, exit } => self.exited(pid, exit, &mut effects),
             Input::Done { call, outcome } => self.done(call, outcome, &mut effects),
             Input::OutOfMemory { task, victims, at_unix_ns } => {
@@ -155,9 +162,10 @@ impl Lifecycle {
         effects
     }
 
-    /// Whether there is nothing left to look after. A task counts from the arrival of its Create to the end of its Delete.
+    /// Whether there is nothing left to look after. A task counts from the arrival of its Create to the end of its Delete, a
+    /// sandbox to the end of its Shutdown.
     pub fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+        self.tasks.is_empty() && self.sandbox.is_none()
     }
 
     /// Whether no process runs, is being worked on or can be started any more: all that is left waits to be deleted.
@@ -168,7 +176,7 @@ impl Lifecycle {
             let init = processes.first().map(|p| p.status);
             init == Some(Status::Stopped) && !processes.iter().any(|p| runs(p.status))
         };
-        self.calls.in_flight.is_empty() && self.tasks.keys().all(ended)
+        self.calls.in_flight.is_empty() && self.sandbox_has_ended() && self.tasks.keys().all(ended)
     }
 
     /// Whether the id is taken.
@@ -206,10 +214,12 @@ impl Lifecycle {
             }
             Verb::Shutdown => {
                 // In this order: who has the answer finds no socket any more (contract, trap 37).
-                if self.tasks.is_empty() {
+                if self.is_empty() {
                     effects.push(Effect::Stop);
                 } else {
-                    self.ends_when_undone = self.tasks.values().all(|task| task.unwanted);
+                    // A sandbox has a Shutdown of its own.
+                    let no_sandbox = self.sandbox.is_none();
+                    self.ends_when_empty |= no_sandbox && self.tasks.values().all(|task| task.unwanted);
                 }
                 effects.push(Effect::Reply(asker, Ok(Reply::Empty)));
             }
@@ -218,12 +228,16 @@ impl Lifecycle {
                     effects.push(Effect::Reply(asker, Err(Refusal::TaskExists(id))));
                     return;
                 }
+                if self.is_sandbox(&id) {
+                    effects.push(Effect::Reply(asker, Err(Refusal::SandboxExists(id))));
+                    return;
+                }
                 let mut turn = Turn { id: &id, calls: &mut self.calls, effects };
                 turn.effects.push(Effect::Adopt(asker, id.clone(), ProcessId::Init));
                 let call = turn.begin(&ProcessId::Init, Work::Mount, Some(asker));
                 let step = if from_checkpoint { CreateStep::MountForRestore } else { CreateStep::Mount };
                 self.tasks.insert(id, Task::new(asker, call, step, shared_pids));
-                self.ends_when_undone = false;
+                self.ends_when_empty = false;
             }
             _ => {
                 let Some(task) = self.tasks.get_mut(&id) else {
@@ -240,6 +254,9 @@ impl Lifecycle {
     }
 
     fn exited(&mut self, pid: Pid, exit: Exit, effects: &mut Effects) {
+        if self.sandbox_exited(pid, exit, effects) {
+            return;
+        }
         let calls = &mut self.calls;
         let owner = self
             .tasks
@@ -257,6 +274,9 @@ impl Lifecycle {
             (Ok(Some(pid)), true) => self.take_stashed(*pid),
             _ => None,
         };
+        if self.is_sandbox(&id) {
+            return self.sandbox_done(call, outcome, early, effects);
+        }
         // An errand for a task that is gone, or a step that another has overtaken, has nobody to tell.
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let mut turn = Turn { id: &id, calls: &mut self.calls, effects };
@@ -278,7 +298,7 @@ impl Lifecycle {
 
     /// Whether there was one.
     fn forget_waiters(&mut self, gone: impl Fn(Asker) -> bool) -> bool {
-        let mut found = false;
+        let mut found = self.forget_sandbox_waiters(&gone);
         for task in self.tasks.values_mut() {
             for waiters in
                 std::iter::once(&mut task.init.waiters).chain(task.execs.values_mut().map(|e| &mut e.waiters))
@@ -304,7 +324,7 @@ impl Lifecycle {
                 if let Some(task) = self.tasks.remove(id) {
                     task.answer_the_rest(id, effects);
                 }
-                if self.ends_when_undone && self.tasks.is_empty() {
+                if self.ends_when_empty && self.is_empty() {
                     effects.push(Effect::Stop);
                 }
                 return;

@@ -4,5 +4,6 @@
 
 mod order;
 mod random;
+mod sandbox;
 mod table;
 mod words;

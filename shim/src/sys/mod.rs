@@ -7,6 +7,7 @@ pub mod memory;
 pub mod mount;
 pub mod mount_helper;
 pub(crate) mod mount_tree;
+pub(crate) mod namespaces;
 pub mod pipe;
 pub mod process;
 pub(crate) mod ready;

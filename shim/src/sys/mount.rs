@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::loop_device::{self, LoopDevice, LoopError};
 use super::mount_helper::{self, HelperError};
 use super::mount_tree::{self, MountTree, UserNamespace};
+use crate::lifecycle::Pid;
 use crate::mount_options::{self, IdMap, MountOptions, OptionRefused};
 
 /// How long a busy mount is tried, from the last progress on.
@@ -37,6 +38,9 @@ pub const BUSY_LIMIT: Duration = Duration::from_millis(2500);
 /// What to mount, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
+    /// The process that asks, and without which nothing is to be mounted; 0: nobody.
+    #[serde(default)]
+    pub shim: Pid,
     /// The directory to mount onto, absolute; made if missing.
     pub rootfs: PathBuf,
     /// The mounts, in order.
@@ -727,7 +731,7 @@ mod tests {
         }
 
         fn mount(&self, mounts: Vec<MountEntry>) -> Result<(), MountError> {
-            mount_all(&MountRequest { rootfs: self.rootfs(), mounts })
+            mount_all(&MountRequest { shim: 0, rootfs: self.rootfs(), mounts })
         }
 
         fn mounts(&self) -> usize {
@@ -842,7 +846,7 @@ broken
             assert!(error.starts_with(text), "{error}");
             assert_eq!(scratch.mounts(), 0, "{error}");
         }
-        let relative = MountRequest { rootfs: "rootfs".into(), mounts: vec![entry("tmpfs", "tmpfs", "", "")] };
+        let relative = MountRequest { shim: 0, rootfs: "rootfs".into(), mounts: vec![entry("tmpfs", "tmpfs", "", "")] };
         assert!(matches!(mount_all(&relative), Err(MountError::NotAbsolute(_))));
     }
 

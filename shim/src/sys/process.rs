@@ -22,11 +22,20 @@ pub fn become_subreaper() -> io::Result<()> {
 /// thread: it is the end of the thread that counts.
 ///
 /// # Errors
-/// As `prctl(2)`.
-pub fn die_with_parent() -> io::Result<()> {
+/// As `prctl(2)`, and `BrokenPipe` if that parent has ended already.
+pub fn die_with(parent: Pid) -> io::Result<()> {
+    let is_ours = || match nix::unistd::getppid().as_raw().cast_unsigned() == parent {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::BrokenPipe, format!("process {parent}, which asked, has ended"))),
+    };
+    is_ours()?;
     // SAFETY: with this operation prctl(2) takes an integer and touches no memory of ours.
     let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // It may have ended just before.
+    is_ours()
 }
 
 /// Points standard input, output and error at `/dev/null`.

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use holdfast_proto::record::{Manager, run_dir};
+use holdfast_shim::cli::HOLD_ACTION;
+use holdfast_shim::cmd::hold;
 use holdfast_shim::driver::{Config, Shim, chain, socket_path};
 use holdfast_shim::freeze::{FreezeError, Frozen};
 use holdfast_shim::io::spill::policy::OutputSettings;
@@ -28,6 +30,12 @@ enum Host {
 
 fn main() {
     let args: Vec<String> = env::args().collect();
+    // As in the shim itself, whose program it stands for.
+    if let [_, action, bundle] = &args[..]
+        && action == HOLD_ACTION
+    {
+        return hold::run(io::stdin(), Path::new(bundle)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    }
     let [_, namespace, group, address, events] = &args[..] else { panic!("four arguments are wanted") };
     let config = Config {
         namespace: namespace.clone(),

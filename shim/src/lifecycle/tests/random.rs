@@ -136,7 +136,8 @@ impl Machine {
                 | Effect::Attach(asker, ..)
                 | Effect::ReopenLogs(asker, _)
                 | Effect::ReadPids { asker, .. }
-                | Effect::ReadStats(asker, _) => self.answer(*asker, None),
+                | Effect::ReadStats(asker, _)
+                | Effect::ReadSandboxMetrics(asker, ..) => self.answer(*asker, None),
                 Effect::Stop => {
                     assert!(self.life.is_empty(), "the shim ends with a task to look after");
                     self.stopped += 1;
@@ -357,6 +358,7 @@ fn task_of(effect: &Effect) -> Option<&TaskId> {
         | Effect::Attach(_, task, _)
         | Effect::ReopenLogs(_, task)
         | Effect::ReadPids { task, .. }
+        | Effect::ReadSandboxMetrics(_, task, _)
         | Effect::ReadStats(_, task) => Some(task),
     }
 }

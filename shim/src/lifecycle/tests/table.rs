@@ -260,12 +260,12 @@ impl Way {
     }
 }
 
-fn is_for(effect: &Effect, asker: u32) -> bool {
+pub(super) fn is_for(effect: &Effect, asker: u32) -> bool {
     word(effect).starts_with(&format!("#{asker} "))
 }
 
 /// The effects of a request in words. Whoever else is told something does not belong into a cell, so it is spelled too.
-fn spell(effects: &[Effect], asker: u32) -> String {
+pub(super) fn spell(effects: &[Effect], asker: u32) -> String {
     let spelled: Vec<String> = effects
         .iter()
         .map(|effect| match effect {
@@ -448,14 +448,14 @@ fn exec_added_before(column: &str) -> Vec<Way> {
 }
 
 /// A table as written: the columns' names, and the rows with theirs.
-fn parse(table: &str) -> (Vec<&str>, Vec<(&str, Vec<&str>)>) {
+pub(super) fn parse(table: &str) -> (Vec<&str>, Vec<(&str, Vec<&str>)>) {
     let mut lines = table.lines().filter(|l| !l.trim().is_empty()).map(|l| l.split('|').map(str::trim));
     let columns = lines.next().map(|l| l.skip(1).collect()).unwrap_or_default();
     (columns, lines.map(|mut l| (l.next().unwrap(), l.collect())).collect())
 }
 
 /// A table as it should be written.
-fn print(columns: &[&str], rows: &[(String, Vec<String>)]) -> String {
+pub(super) fn print(columns: &[&str], rows: &[(String, Vec<String>)]) -> String {
     let width = |n: usize| rows.iter().map(|(_, cells)| cells[n].len()).chain([columns[n].len()]).max().unwrap();
     let line = |name: &str, cells: &[&str]| {
         let cells = cells.iter().enumerate().map(|(n, cell)| format!(" {cell:w$}", w = width(n)));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::lifecycle::{
     Asker, CallId, Effect, Effects, Event, ExecId, Exit, ExitStatus, Failure, FailureKind, Input, Lifecycle, Outcome,
-    Pid, ProcessId, Refusal, Reply, Request, TaskId, Verb, Work,
+    Pid, ProcessId, Refusal, Reply, Request, SandboxRequest, SandboxVerb, TaskId, Verb, Work,
 };
 
 /// The only task of most tests.
@@ -76,6 +76,13 @@ impl Story {
         self.last_stream += 1;
         let request = Request { asker: asker(self.last_stream), task: task(TASK), process: process(exec_id), verb };
         self.handle(Input::Request(request))
+    }
+
+    /// The same of a sandbox; its time is its number.
+    pub(super) fn ask_sandbox(&mut self, id: &str, verb: SandboxVerb) -> Vec<String> {
+        self.last_stream += 1;
+        let (asker, at_unix_ns) = (asker(self.last_stream), self.last_stream.into());
+        self.handle(Input::Sandbox(SandboxRequest { asker, id: task(id), verb, at_unix_ns }))
     }
 
     /// The last work of this name that was begun has ended.
@@ -198,6 +205,7 @@ pub(super) fn word(effect: &Effect) -> String {
         Effect::ReadPids { asker, known, .. } => {
             format!("#{} read pids {:?}", asker.stream, known.iter().map(|k| k.pid).collect::<Vec<_>>())
         }
+        Effect::ReadSandboxMetrics(asker, _, pid) => format!("#{} read metrics {pid}", asker.stream),
         Effect::ReadStats(asker, _) => format!("#{} read stats", asker.stream),
         Effect::Stop => "stop".to_owned(),
     }
@@ -224,6 +232,8 @@ pub(super) fn work_word(work: &Work) -> String {
         Work::End(pid) => format!("end {pid}"),
         Work::Unmount => "unmount".to_owned(),
         Work::Sweep => "sweep".to_owned(),
+        Work::HoldNamespaces => "hold".to_owned(),
+        Work::EndHolder { pid, signal, within_secs } => format!("end {pid} by {signal} in {within_secs} s"),
     }
 }
 
@@ -235,6 +245,13 @@ fn reply_word(reply: &Result<Reply, Refusal>) -> String {
         Ok(Reply::Exit(exit)) => format!("exit {}", exit.status.code()),
         Ok(Reply::Deleted(pid, exit)) => format!("deleted {pid} {}", exit.status.code()),
         Ok(Reply::Pids(known)) => format!("pids {:?}", known.iter().map(|k| k.pid).collect::<Vec<_>>()),
+        Ok(Reply::SandboxStarted(view)) => format!("started {}", view.pid),
+        Ok(Reply::SandboxStatus(view, _)) => {
+            let ready = if view.is_ready { "ready" } else { "not ready" };
+            let exit = view.exit.map(|exit| format!(", exit {} at {}", exit.status.code(), exit.at_unix_ns));
+            format!("{ready}, pid {}{}", view.pid, exit.unwrap_or_default())
+        }
+        Ok(Reply::Platform) => "platform".to_owned(),
         Ok(Reply::Connected(pid)) => format!("connected {pid}"),
         Err(refusal) => refusal_word(refusal),
     }
@@ -247,6 +264,9 @@ pub(super) fn refusal_word(refusal: &Refusal) -> String {
         Refusal::TaskExists(_) => "task exists",
         Refusal::ProcessExists(..) => "process exists",
         Refusal::WrongState { .. } => "wrong state",
+        Refusal::NoSandbox(_) => "no sandbox",
+        Refusal::SandboxExists(_) => "sandbox exists",
+        Refusal::SandboxState { .. } => "wrong state",
         Refusal::Finished(_) => "finished",
         Refusal::InitExited(_) => "init exited",
         Refusal::NotStarted(_) => "not started",
