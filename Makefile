@@ -38,7 +38,7 @@ UNITS    := $(patsubst systemd/%,%,$(wildcard $(addprefix systemd/,*.service *.s
 CARGO_STATIC  = RUSTFLAGS="$${RUSTFLAGS-} -C target-feature=+crt-static" \
                 $(CARGO) build --release --locked --target $(HOST)
 
-.PHONY: build sysroot install uninstall peers test test-vm matrix bench demo check clean help FORCE
+.PHONY: build sysroot install uninstall peers test test-live-restore test-vm matrix bench demo check clean help FORCE
 
 ## build: the four programs, static, into bin/
 # One cargo call for each package: together, the features of one would reach the other, and the shim would carry
@@ -91,6 +91,10 @@ check: sysroot
 ## test: the three rings; the real one needs root
 test: build peers
 	@tests/run.sh
+
+## test-live-restore: Docker's live-restore, with each daemon stopped and killed; needs root and some minutes
+test-live-restore: build peers
+	@tests/run.sh 4
 
 ## test-vm: what needs systemd and cgroup v2: in namespaces of this machine, then in an emulated one; needs root
 test-vm: build peers

@@ -5,7 +5,8 @@
 #
 #   1  pure: unit tests of every crate, and the check that every known trap has its test
 #   2  fake runtime: the real shim over a scripted OCI runtime; no root needed
-#   3  real: runc, crun, containerd; root needed
+#   3  real: runc, crun, containerd, Docker; root needed
+#   4  real, and too long for each change: Docker's live-restore (`make test-live-restore`)
 #
 # A test file in */tests/ belongs to the ring that its first line names ("//! Ring 3: ..."), else to ring 2. A test that
 # cannot run here says so through skip() of the harness; each skip must be listed in permitted-skips.txt.
@@ -25,11 +26,13 @@ export HOLDFAST_SKIPS_DIR=$skips
 export HOLDFAST_MATRIX_DIR=$PWD/target/matrix
 rm -rf "$HOLDFAST_MATRIX_DIR"
 mkdir -p "$HOLDFAST_MATRIX_DIR"
+# Tests wait more than they work, for other processes: more of them at a time than processors.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
 failed_runs=()
 
 ring_of() {
     local ring
-    ring=$(head -1 "$1" | sed -n 's/^\/\/! Ring \([123]\).*/\1/p')
+    ring=$(head -1 "$1" | sed -n 's/^\/\/! Ring \([1234]\).*/\1/p')
     echo "${ring:-2}"
 }
 
@@ -63,6 +66,7 @@ for ring in $rings; do
         ;;
     2) echo "== ring 2: fake runtime" ;;
     3) echo "== ring 3: real runtimes and managers" ;;
+    4) echo "== ring 4: Docker's live-restore" ;;
     *)
         echo "run.sh: no ring $ring" >&2
         exit 2

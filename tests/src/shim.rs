@@ -459,8 +459,14 @@ impl Shim {
 
     /// Delete.
     pub fn delete(&mut self, exec_id: &str) -> Result<DeleteResponse, CallError> {
+        let id = self.begin_delete(exec_id);
+        self.connection.finish(id)
+    }
+
+    /// Sends Delete; the reply is to be had from the connection under the returned stream id.
+    pub fn begin_delete(&mut self, exec_id: &str) -> u32 {
         let request = DeleteRequest { id: self.id.clone(), exec_id: exec_id.into(), ..DeleteRequest::default() };
-        self.call("Delete", &request)
+        self.connection.begin(self.service, "Delete", &request)
     }
 
     /// Wait.

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use containerd_shim_protos::shim::shim::DeleteResponse;
 use holdfast_tests::shim::{NAMESPACE, Status};
 use holdfast_tests::{Bundle, FakeWorld, Process, Reader, Stdio, eventually, process};
 use serde_json::json;
@@ -301,7 +302,7 @@ fn what_is_kept_is_root_s_alone_and_an_exec_s_goes_with_it() {
 }
 
 #[test]
-fn delete_waits_for_a_reader_who_is_there_and_not_for_one_who_is_not() {
+fn delete_waits_for_a_reader_who_is_there_and_not_for_long_for_one_who_is_not() {
     const COUNT: usize = 4 << 20;
     let world = FakeWorld::new();
     let bundle = world.script(&print_numbered(&world, COUNT));
@@ -328,6 +329,26 @@ fn delete_waits_for_a_reader_who_is_there_and_not_for_one_who_is_not() {
     shim.shutdown();
     // Also without anybody running `delete`.
     assert_eq!(spills(&world), [""; 0]);
+}
+
+/// dockerd, back from a restart, opens the streams of what has ended meanwhile and does not wait until they are open.
+#[test]
+fn a_reader_who_comes_after_delete_gets_the_last_words() {
+    const COUNT: usize = 4 << 20;
+    let world = FakeWorld::new();
+    let bundle = world.script(&print_numbered(&world, COUNT));
+    let mut shim = world.start(&bundle);
+    let stdio = Stdio::output(&world.scene, "init");
+    shim.run(&stdio);
+    shim.wait("").unwrap();
+    let delete = shim.begin_delete("");
+    // It has looked at Delete before it looks at this.
+    shim.state("").unwrap();
+    let reader = Reader::open(&stdio.stdout);
+    assert_same(&reader.to_end(), &numbered(COUNT));
+    shim.connection.finish::<DeleteResponse>(delete).unwrap();
+    shim.shutdown();
+    nothing_is_kept(&world, bundle.id());
 }
 
 #[test]

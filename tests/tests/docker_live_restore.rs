@@ -1,4 +1,4 @@
-//! Ring 3: Docker's live-restore: dockerd, containerd or both are stopped or killed, and containers go on; in each cell of the
+//! Ring 4: Docker's live-restore: dockerd, containerd or both are stopped or killed, and containers go on; in each cell of the
 //! matrix as in `docker.rs`.
 //!
 //! `what_becomes_of_containers_when_their_managers_go` is to be read: it prints what one sees who tries that by hand, and a

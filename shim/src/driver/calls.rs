@@ -31,6 +31,8 @@ use crate::wire::Body;
 
 /// How long an exit is held back for a reader who does not take what the process had printed.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long Delete waits for somebody who reads what nobody has read yet.
+const LATE_READER: Duration = Duration::from_secs(1);
 /// More than a logger's own limits together.
 const LOGGER_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a child may take to end once it was killed. One that waits for a disk does not heed even that; it is left alone
@@ -65,6 +67,8 @@ pub(super) enum What {
     },
     /// Nothing but a deadline: what it waits for comes by itself.
     Drain,
+    /// The same, for a reader of what nobody has read yet.
+    LateReader,
     /// A task that looks whether it is so yet.
     Settle {
         _looks: OwnedTask,
@@ -129,10 +133,13 @@ impl State {
             Work::Drain(process) => {
                 // A logger that is to come back anyway has no better time.
                 self.revive_logger(task, process, me);
-                if self.drain_is_over(task, process, me) {
-                    return Some(Ok(None));
+                if self.is_forsaken(task, process) {
+                    Ok(Some(What::LateReader))
+                } else if self.drain_is_over(task, process, me) {
+                    Ok(None)
+                } else {
+                    Ok(Some(What::Drain))
                 }
-                Ok(Some(What::Drain))
             }
             Work::Settle(process) => {
                 if self.is_settled(task, process) {
@@ -182,6 +189,7 @@ impl State {
         let limit = match what {
             What::Drain if let Work::EndHolder { within_secs, .. } = work => Duration::from_secs((*within_secs).into()),
             What::Drain => self.config.drain_deadline,
+            What::LateReader => LATE_READER.min(self.config.drain_deadline),
             What::Settle { .. } => SETTLE_DEADLINE,
             What::Logger(_) => self.ready_limit(),
             What::Clear { .. } => CLEAR_DEADLINE,
@@ -434,6 +442,14 @@ impl State {
         io.is_none_or(ProcessIo::is_drained)
     }
 
+    /// Whether output of a container waits for a reader, and none is there. A manager that is back opens the streams of what
+    /// has ended meanwhile and deletes it at once; dockerd does not wait until they are open.
+    pub(super) fn is_forsaken(&self, task: &TaskId, process: &ProcessId) -> bool {
+        let container = self.containers.get(task).filter(|_| *process == ProcessId::Init);
+        let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
+        io.is_some_and(|io| io.is_drained() && io.is_unread())
+    }
+
     /// Whether nothing of a process's output is left to wait for. A logger that has got everything sees the end, and is
     /// waited for: clients read what it wrote once Delete is answered.
     fn drain_is_over(&mut self, task: &TaskId, process: &ProcessId, me: &Weak<Shim>) -> bool {
@@ -470,6 +486,21 @@ impl State {
             return false;
         }
         self.waits_on(call, LOGGER_DEADLINE, me);
+        true
+    }
+
+    /// Who was waited for is there: from now on he may take his time like any other.
+    fn reader_has_come(&mut self, call: CallId, me: &Weak<Shim>) -> bool {
+        let Some(running) = self.running.get(&call) else { return false };
+        let (What::LateReader, Work::Drain(process)) = (&running.what, &running.work) else { return false };
+        let (task, process) = (running.task.clone(), process.clone());
+        if self.is_drained(&task, &process) {
+            return false;
+        }
+        self.waits_on(call, self.config.drain_deadline, me);
+        if let Some(running) = self.running.get_mut(&call) {
+            running.what = What::Drain;
+        }
         true
     }
 
@@ -655,8 +686,8 @@ impl Shim {
                 drop(state);
                 self.criu_cleared(call, None);
             }
-            Some(What::Drain | What::Settle { .. }) => {
-                if state.drain_goes_on(call, &self.me) {
+            Some(What::Drain | What::LateReader | What::Settle { .. }) => {
+                if state.reader_has_come(call, &self.me) || state.drain_goes_on(call, &self.me) {
                     return;
                 }
                 let outcome = match state.running.remove(&call) {
@@ -678,7 +709,8 @@ impl Shim {
         state.look_after_logger(task, process, &self.me);
         let waits = |running: &Running| running.task == *task && running.work == Work::Drain(process.clone());
         let Some(call) = state.running.iter().find(|(_, r)| waits(r)).map(|(call, _)| *call) else { return };
-        if !state.drain_is_over(task, process, &self.me) {
+        let is_late = matches!(state.running.get(&call), Some(Running { what: What::LateReader, .. }));
+        if (is_late && state.is_forsaken(task, process)) || !state.drain_is_over(task, process, &self.me) {
             return;
         }
         state.running.remove(&call);

@@ -339,6 +339,7 @@ impl State {
             }
             (None, None) => match &frozen.work {
                 Work::Settle(process) => settle(me, call, &frozen.task, process),
+                Work::Drain(process) if self.is_forsaken(&frozen.task, process) => What::LateReader,
                 // Where a process is to be made and there is no call yet, its logs were being opened.
                 work => self.begin_opening(call, &frozen.task, work, me).ok().flatten().unwrap_or(What::Drain),
             },
@@ -422,7 +423,12 @@ fn freeze_running(call: CallId, running: &mut Running, bag: &mut FdBag) -> std::
         _ => None,
     };
     let child = match &mut running.what {
-        What::Open { .. } | What::Drain | What::Settle { .. } | What::Logger(_) | What::Clear { .. } => None,
+        What::Open { .. }
+        | What::Drain
+        | What::LateReader
+        | What::Settle { .. }
+        | What::Logger(_)
+        | What::Clear { .. } => None,
         What::Child(child) => Some(FrozenChild {
             pid: child.pid,
             output: child.output.as_ref().map(|fd| bag.put(format!("call{}.output", call.0), fd)).transpose()?,
