@@ -185,8 +185,14 @@ fn logs_are_complete_and_can_be_followed(docker: &Docker<'_>) {
     let mut follower = ChildProcess::spawn(follow.stderr(Stdio::null()));
     doors.open("go");
     assert!(follower.wait().success(), "it ends with the container");
-    assert_all(&fs::read(out).unwrap(), LINES);
+    let followed = fs::read(out).unwrap();
     let (stdout, stderr) = docker.logs("it");
+    if docker.version() == DockerVersion::V20_10 {
+        // Its follower may leave before the end, once the container has ended.
+        assert!(stdout.as_bytes().starts_with(&followed));
+    } else {
+        assert_all(&followed, LINES);
+    }
     assert_all(stdout.as_bytes(), LINES);
     assert_eq!(stderr, "err\n");
     // Each with its time, which never goes back.
