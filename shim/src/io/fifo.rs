@@ -301,7 +301,7 @@ mod tests {
     }
 
     fn fifo(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("holdfast-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("holdfast-{}-fifo-{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         path
