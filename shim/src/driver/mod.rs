@@ -585,7 +585,11 @@ mod tests {
             let ended = tokio::time::timeout(IDLE / 2, shim.ended()).await;
             assert!(ended.is_err(), "another client may be about to come");
             assert!(path.exists());
-            tokio::time::timeout(IDLE, shim.ended()).await.unwrap();
+            // What it does off the loop takes none of the time that stands still here.
+            let begin = std::time::Instant::now();
+            while tokio::time::timeout(IDLE, shim.ended()).await.is_err() {
+                assert!(begin.elapsed() < Duration::from_secs(30), "it should end");
+            }
             assert!(!path.exists(), "the socket goes first");
         });
     }
