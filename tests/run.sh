@@ -26,8 +26,6 @@ export HOLDFAST_SKIPS_DIR=$skips
 export HOLDFAST_MATRIX_DIR=$PWD/target/matrix
 rm -rf "$HOLDFAST_MATRIX_DIR"
 mkdir -p "$HOLDFAST_MATRIX_DIR"
-# Tests wait more than they work, for other processes: more of them at a time than processors.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
 failed_runs=()
 
 ring_of() {
@@ -65,7 +63,11 @@ for ring in $rings; do
         run --workspace --lib --bins
         ;;
     2) echo "== ring 2: fake runtime" ;;
-    3) echo "== ring 3: real runtimes and managers" ;;
+    3)
+        echo "== ring 3: real runtimes and managers"
+        # They wait more than they work, for other programs: more of them at a time than processors.
+        export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
+        ;;
     4) echo "== ring 4: Docker's live-restore" ;;
     *)
         echo "run.sh: no ring $ring" >&2
