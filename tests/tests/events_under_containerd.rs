@@ -2,11 +2,9 @@
 //! matrix; see `with_containerd.rs`.
 #![allow(clippy::unwrap_used)]
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -16,9 +14,7 @@ use holdfast_tests::containerd::Events;
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
 use holdfast_tests::process::Stopped;
-use holdfast_tests::{eventually, process};
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use holdfast_tests::{eventually, gate, process};
 
 matrix!(
     exits_and_lack_of_memory_are_told_in_order_when_containerd_is_back,
@@ -67,9 +63,9 @@ const GATES: [&str; 3] = ["e1", "e2", "init"];
 /// lack memory, and init to exit with 7. Who waits there needs no memory, which would be refused to it in `e2`'s stead.
 fn with_two_execs<'a>(real: &'a Real<'_>) -> (Container<'a>, [u32; 3]) {
     for gate in GATES {
-        mkfifo(&real.containerd.rootfs().join(gate), Mode::S_IRWXU).unwrap();
+        gate::make_still(real.containerd.rootfs(), gate);
     }
-    let gated = |gate: &str, then: &str| format!("read line </{gate} ; {then}");
+    let gated = |gate: &str, then: &str| format!("{}; {then}", gate::wait_still_at(gate));
     let container = real.container();
     let output = container.run(&["--detach", "--memory-limit", "33554432"], &gated("init", "exit 7"));
     assert!(output.status.success(), "{}", real.containerd.complain(&output));
@@ -87,19 +83,14 @@ fn with_two_execs<'a>(real: &'a Real<'_>) -> (Container<'a>, [u32; 3]) {
             shell.inspect(|pid| pids.push(*pid)).ok_or("it is not")
         })
     };
-    // Whatever else asks for memory at the same moment, the kernel chooses this one.
-    let greedy = "echo 1000 >/proc/self/oom_score_adj; exec /bin/busybox tail /dev/zero";
-    let execs = [exec("e1", "exit 9"), exec("e2", greedy)];
+    let execs = [exec("e1", "exit 9"), exec("e2", gate::GREEDY)];
     (container, [execs[0], execs[1], init])
 }
 
 /// Lets them end, one after the other.
 fn let_end(real: &Real<'_>, pids: [u32; 3]) {
     for (gate, pid) in GATES.into_iter().zip(pids) {
-        let gate = real.containerd.rootfs().join(gate);
-        // Without waiting for a reader, which would be in vain if it were dead.
-        let open = || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&gate);
-        eventually("it should wait to go on", open).write_all(b"\n").unwrap();
+        gate::open_still(real.containerd.rootfs(), gate);
         process::until_gone(pid);
     }
 }

@@ -109,12 +109,12 @@ fn the_record_says_who_lacked_memory_also_after_a_freeze_and_the_death_of_the_sh
     let Some(program) = runc() else { return };
     let scene = Scene::new();
     let _containerd = FakeContainerd::start(&scene);
-    let script = format!("{}; exec {EATER}", gate::wait_at("go"));
-    let bundle = limited(&scene, &script);
+    let bundle = limited(&scene, &format!("{}; exec {EATER}", gate::wait_still_at("go")));
+    gate::make_still(bundle.path("rootfs"), "go");
     let launch = Launch::new(&scene, &bundle).runtime(&program);
     let (mut host, mut shim) = Freezable::serve(&scene, &bundle, &launch);
     shim.run(&Stdio::none());
-    shim.exec("a", &["/bin/busybox", "tail", "/dev/zero"], &Stdio::none()).unwrap();
+    shim.exec("a", &["/bin/sh", "-c", gate::GREEDY], &Stdio::none()).unwrap();
     shim.exec("b", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
     // Before "a", which leaves no memory in the control group for another's start, and past the part of it in which it still
     // is the runtime, large enough to be chosen.
@@ -127,7 +127,7 @@ fn the_record_says_who_lacked_memory_also_after_a_freeze_and_the_death_of_the_sh
     assert_eq!(shim.wait_status("a"), 137);
     assert_eq!(recorded(&scene), (1, vec!["a".to_owned()]), "known as soon as anybody is told");
     host.freeze_and_thaw();
-    gate::open(bundle.path("rootfs"), "go");
+    gate::open_still(bundle.path("rootfs"), "go");
     // Its init may be killed, or the exec with it, which the kernel does when init is dead.
     assert_eq!(shim.wait_status(""), 137);
     let (times, killed) = recorded(&scene);
