@@ -436,18 +436,19 @@ impl State {
         })
     }
 
+    /// The streams of a process, while it has any.
+    fn io(&self, task: &TaskId, process: &ProcessId) -> Option<&ProcessIo> {
+        self.containers.get(task)?.processes.get(process)?.io.as_ref()
+    }
+
     fn is_drained(&self, task: &TaskId, process: &ProcessId) -> bool {
-        let container = self.containers.get(task);
-        let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
-        io.is_none_or(ProcessIo::is_drained)
+        self.io(task, process).is_none_or(ProcessIo::is_drained)
     }
 
     /// Whether output of a container waits for a reader, and none is there. A manager that is back opens the streams of what
     /// has ended meanwhile and deletes it at once; dockerd does not wait until they are open.
     pub(super) fn is_forsaken(&self, task: &TaskId, process: &ProcessId) -> bool {
-        let container = self.containers.get(task).filter(|_| *process == ProcessId::Init);
-        let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
-        io.is_some_and(|io| io.is_drained() && io.is_unread())
+        *process == ProcessId::Init && self.io(task, process).is_some_and(|io| io.is_drained() && io.is_unread())
     }
 
     /// Whether nothing of a process's output is left to wait for. A logger that has got everything sees the end, and is
@@ -461,9 +462,7 @@ impl State {
     }
 
     pub(super) fn is_settled(&self, task: &TaskId, process: &ProcessId) -> bool {
-        let container = self.containers.get(task);
-        let io = container.and_then(|c| c.processes.get(process)).and_then(|p| p.io.as_ref());
-        io.is_none_or(ProcessIo::is_settled)
+        self.io(task, process).is_none_or(ProcessIo::is_settled)
     }
 
     /// The limit of a drain or a settling has passed. Whether it is waited for further: a logger has its own limits.
@@ -472,8 +471,7 @@ impl State {
         let (task, process) = (task.clone(), process.clone());
         if !self.is_drained(&task, &process) {
             // A reader that does not read, or a log on a full disk: the one way in which output gets lost.
-            let io = self.process(&task, &process).and_then(|process| process.io.as_ref());
-            let bytes = io.map_or(0, ProcessIo::left);
+            let bytes = self.io(&task, &process).map_or(0, ProcessIo::left);
             tracing::warn!(task = task.0, process = %process, bytes, "deleting it with output that nobody took in time");
             if self.has_logger(&task, &process)
                 && let Some(settings) = self.process(&task, &process)
