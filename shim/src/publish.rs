@@ -49,8 +49,8 @@ const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
 /// The pause before the next attempt, and how long it grows to. Longer than the contract's 5 s, as ten thousand shims share
 /// a machine: a containerd that comes back connects to its shims, and that ends the pause ([`Publisher::poke`]). Short at
-/// first, since it connects a moment before it takes events: they should be there before its clients are. A dockerd that
-/// hears of an exit while it restores the container drops the restart that its policy wants.
+/// first, since it connects a moment before it takes events: they should be there before its clients are, such as a dockerd
+/// that begins to restore its containers.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
 /// How many bytes of events may wait, the queue's own included.
 const BOUND: usize = 1 << 20;
