@@ -19,8 +19,12 @@ pub fn patience() -> Duration {
     Duration::from_secs(*SECONDS)
 }
 
-/// How often a condition is looked at. Conditions that can be waited for properly (a socket, a FIFO) are, elsewhere.
-const GLANCE: Duration = Duration::from_millis(2);
+/// How long at least a condition is not looked at. Conditions that can be waited for properly (a socket, a FIFO) are, elsewhere.
+const REST: Duration = Duration::from_millis(2);
+
+/// And at most: a look that takes long, as one that starts a program, rests as long as it took, so that those who look leave
+/// the processor to those who are waited for.
+const LONGEST_REST: Duration = Duration::from_millis(250);
 
 /// Waits until `look` gives `Ok` and returns its value.
 ///
@@ -47,10 +51,11 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 pub fn within<T, E>(deadline: Duration, mut look: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let end = Instant::now() + deadline;
     loop {
+        let begin = Instant::now();
         match look() {
             Ok(value) => return Ok(value),
             Err(seen) if Instant::now() >= end => return Err(seen),
-            Err(_) => thread::sleep(GLANCE),
+            Err(_) => thread::sleep(begin.elapsed().clamp(REST, LONGEST_REST)),
         }
     }
 }
