@@ -38,7 +38,7 @@ UNITS    := $(patsubst systemd/%,%,$(wildcard $(addprefix systemd/,*.service *.s
 CARGO_STATIC  = RUSTFLAGS="$${RUSTFLAGS-} -C target-feature=+crt-static" \
                 $(CARGO) build --release --locked --target $(HOST)
 
-.PHONY: build sysroot install uninstall peers test test-live-restore test-vm matrix bench demo check clean help FORCE
+.PHONY: build sysroot install uninstall peers test test-vm matrix bench demo demo-live-restore check clean help FORCE
 
 ## build: the four programs, static, into bin/
 # One cargo call for each package: together, the features of one would reach the other, and the shim would carry
@@ -92,10 +92,6 @@ check: sysroot
 test: build peers
 	@tests/run.sh
 
-## test-live-restore: Docker's live-restore, with each daemon stopped and killed; needs root and some minutes
-test-live-restore: build peers
-	@tests/run.sh 4
-
 ## test-vm: what needs systemd and cgroup v2: in namespaces of this machine, then in an emulated one; needs root
 test-vm: build peers
 	@tests/vm/run.sh
@@ -113,6 +109,10 @@ bench: build peers
 ## demo: a container that outlives its managers, shown in a minute
 demo: build $(COUNTER)
 	@COUNTER=$(abspath $(COUNTER)) tests/demo.sh
+
+## demo-live-restore: Docker's daemons go and come back above containerd's shim and above this one; needs root
+demo-live-restore: build peers
+	@$(CARGO) test --quiet --locked -p holdfast-tests --test docker_live_restore what_becomes -- --nocapture
 
 # Replaces $(2) by $(1) with mode $(3), by rename: whoever runs or reads the old file keeps it.
 define put
@@ -181,4 +181,4 @@ clean:
 
 ## help: this list
 help:
-	@sed -n 's/^## \([a-z-]*\): /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^## \([a-z-]*\): /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'

@@ -6,13 +6,13 @@
 #   1  pure: unit tests of every crate, and the check that every known trap has its test
 #   2  fake runtime: the real shim over a scripted OCI runtime; no root needed
 #   3  real: runc, crun, containerd, Docker; root needed
-#   4  real, and too long for each change: Docker's live-restore (`make test-live-restore`)
 #
 # A test file in */tests/ belongs to the ring that its first line names ("//! Ring 3: ..."), else to ring 2. A test that
 # cannot run here says so through skip() of the harness; each skip must be listed in permitted-skips.txt.
 #
 # The cells of the matrix (tests/src/matrix.rs) are tests of ring 3. After it their tables are printed and written to
-# target/matrix.md, target/matrix-docker.md and target/matrix.tsv, and README.md must show the same.
+# target/matrix.md, target/matrix-docker.md and target/matrix.tsv, and README.md must show the same; and the same as
+# target/live-restore.md, which tests/tests/docker_live_restore.rs writes.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 
@@ -24,13 +24,13 @@ mkdir -p "$skips"
 : >"$log"
 export HOLDFAST_SKIPS_DIR=$skips
 export HOLDFAST_MATRIX_DIR=$PWD/target/matrix
-rm -rf "$HOLDFAST_MATRIX_DIR"
+rm -rf "$HOLDFAST_MATRIX_DIR" target/live-restore.md
 mkdir -p "$HOLDFAST_MATRIX_DIR"
 failed_runs=()
 
 ring_of() {
     local ring
-    ring=$(head -1 "$1" | sed -n 's/^\/\/! Ring \([1234]\).*/\1/p')
+    ring=$(head -1 "$1" | sed -n 's/^\/\/! Ring \([123]\).*/\1/p')
     echo "${ring:-2}"
 }
 
@@ -47,10 +47,14 @@ calls_of_ring() {
     done
 }
 
+# Who is started in the background ignores the signals of the keyboard, and so does all that he starts: some tests send them.
+with_signals=(env --default-signal=HUP,INT,QUIT)
+"${with_signals[@]}" true 2>/dev/null || with_signals=()
+
 # One cargo run; its whole output is shown and kept for the count.
 run() {
     echo "+ cargo test $*"
-    cargo test --locked --no-fail-fast "$@" </dev/null 2>&1 | tee -a "$log"
+    "${with_signals[@]}" cargo test --locked --no-fail-fast "$@" </dev/null 2>&1 | tee -a "$log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed_runs+=("cargo test $*")
 }
 
@@ -68,7 +72,6 @@ for ring in $rings; do
         # They wait more than they work, for other programs: more of them at a time than processors.
         export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
         ;;
-    4) echo "== ring 4: Docker's live-restore" ;;
     *)
         echo "run.sh: no ring $ring" >&2
         exit 2

@@ -40,19 +40,21 @@ pub struct Docker<'a> {
     pub containerd: Containerd<'a>,
     /// While it runs.
     daemon: RefCell<Option<ChildProcess>>,
-    /// Without further flags or settings.
+    /// The flags that it has unless a behaviour wants others.
+    usual: &'static [&'static str],
+    /// With these, and without further settings.
     is_as_usual: Cell<bool>,
     /// How many directories of gates there were.
     doors: Cell<u32>,
 }
 
 impl<'a> Docker<'a> {
-    /// Starts containerd and dockerd, and gives it the image.
+    /// Starts containerd and dockerd, this with more flags than it always has, and gives it the image.
     ///
     /// # Panics
     /// If there is none of this version, or it does not come up.
     #[track_caller]
-    pub fn start(scene: &'a Scene, version: DockerVersion, shim: Shim) -> Self {
+    pub fn start(scene: &'a Scene, version: DockerVersion, shim: Shim, usual: &'static [&'static str]) -> Self {
         if version == DockerVersion::V20_10 && shim != Shim::Stock {
             // Where containerd looks first is its working directory.
             symlink(programs::shim(), scene.path("containerd-shim-runc-v2")).expect("the scene is writable");
@@ -64,12 +66,13 @@ impl<'a> Docker<'a> {
             shim,
             containerd,
             daemon: RefCell::default(),
+            usual,
             is_as_usual: Cell::new(true),
             doors: Cell::new(0),
         };
         docker.configure(&json!({}));
         docker.is_as_usual.set(true);
-        docker.resume(&[]);
+        docker.come_back();
         docker.ok(&["load", "--quiet", "--input", text(&image::write(scene))]);
         docker
     }
@@ -103,7 +106,16 @@ impl<'a> Docker<'a> {
         if self.shim == Shim::Stock { "runc" } else { "holdfast" }
     }
 
-    /// Starts dockerd with more flags than it always has, and waits until it answers.
+    /// Starts dockerd with its usual flags, and waits until it answers.
+    ///
+    /// # Panics
+    /// As [`Docker::resume`].
+    #[track_caller]
+    pub fn come_back(&self) {
+        self.resume(self.usual);
+    }
+
+    /// Starts dockerd with more flags than it always has, these in place of the usual ones, and waits until it answers.
     ///
     /// # Panics
     /// If it does not, with its log.
@@ -121,7 +133,7 @@ impl<'a> Docker<'a> {
         // Named after the scene, so that a control group which stays is found.
         command.arg(format!("--cgroup-parent=/{}", self.scene.id()));
         command.arg("--init-path").arg(self.peer("tini-static")).args(flags);
-        self.is_as_usual.set(self.is_as_usual.get() && flags.is_empty());
+        self.is_as_usual.set(self.is_as_usual.get() && flags == self.usual);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         fs::create_dir_all(self.scene.path("docker")).expect("the scene is writable");
         *self.daemon.borrow_mut() = Some(ChildProcess::spawn(&mut command));
@@ -321,7 +333,7 @@ impl<'a> Docker<'a> {
             self.containerd.resume();
         }
         if self.daemon.borrow().is_none() {
-            self.resume(&[]);
+            self.come_back();
         }
         let all = self.ok(&["ps", "--all", "--quiet"]);
         if !all.is_empty() {
@@ -337,7 +349,7 @@ impl<'a> Docker<'a> {
             self.stop();
             self.configure(&json!({}));
             self.is_as_usual.set(true);
-            self.resume(&[]);
+            self.come_back();
         }
     }
 

@@ -33,6 +33,7 @@ pub mod grpc;
 pub mod holdfastd;
 pub mod image;
 pub mod journal;
+pub mod live_restore;
 pub mod logger;
 pub mod machine;
 pub mod matrix;

@@ -75,30 +75,35 @@ macro_rules! matrix {
     };
 }
 
-/// Makes the tests of a file about Docker: a module for each dockerd, in it a test for each OCI runtime.
+/// Makes the tests of a file about Docker: a module for each dockerd, in it a test for each OCI runtime. dockerd may have
+/// flags, which are given first: `docker_matrix!(with ["--flag"]; one, another)`.
 #[macro_export]
 macro_rules! docker_matrix {
-    (@version $module:ident $version:ident $behaviours:tt) => {
+    (@version $module:ident $version:ident $flags:tt $behaviours:tt) => {
         mod $module {
-            $crate::docker_matrix!(@oci holdfast_oci $version HoldfastOci $behaviours);
-            $crate::docker_matrix!(@oci runc $version Runc $behaviours);
-            $crate::docker_matrix!(@oci crun $version Crun $behaviours);
+            $crate::docker_matrix!(@oci holdfast_oci $version HoldfastOci $flags $behaviours);
+            $crate::docker_matrix!(@oci runc $version Runc $flags $behaviours);
+            $crate::docker_matrix!(@oci crun $version Crun $flags $behaviours);
         }
     };
-    (@oci $test:ident $version:ident $oci:ident [$($behaviour:ident)*]) => {
+    (@oci $test:ident $version:ident $oci:ident $flags:tt [$($behaviour:ident)*]) => {
         #[test]
         fn $test() {
             $crate::matrix::run_on_docker(
                 $crate::programs::DockerVersion::$version,
                 $crate::container::Oci::$oci,
                 module_path!(),
+                &$flags,
                 &[$((stringify!($behaviour), super::$behaviour)),*],
             );
         }
     };
+    (with $flags:tt; $($behaviour:ident),* $(,)?) => {
+        $crate::docker_matrix!(@version v20_10 V20_10 $flags [$($behaviour)*]);
+        $crate::docker_matrix!(@version v28_5 V28_5 $flags [$($behaviour)*]);
+    };
     ($($behaviour:ident),* $(,)?) => {
-        $crate::docker_matrix!(@version v20_10 V20_10 [$($behaviour)*]);
-        $crate::docker_matrix!(@version v28_5 V28_5 [$($behaviour)*]);
+        $crate::docker_matrix!(with []; $($behaviour),*);
     };
 }
 
@@ -253,12 +258,18 @@ fn refusal(oci: Oci) -> Option<&'static str> {
 /// A behaviour under Docker.
 pub type OnDocker = fn(&Docker<'_>);
 
-/// Runs the behaviours of a file under one dockerd, one after another, and notes how each ended.
+/// Runs the behaviours of a file under one dockerd with such flags, one after another, and notes how each ended.
 ///
 /// # Panics
 /// At the end, if one of them did, or something is left.
 #[track_caller]
-pub fn run_on_docker(version: DockerVersion, oci: Oci, module: &str, behaviours: &[(&str, OnDocker)]) {
+pub fn run_on_docker(
+    version: DockerVersion,
+    oci: Oci,
+    module: &str,
+    flags: &'static [&'static str],
+    behaviours: &[(&str, OnDocker)],
+) {
     let cell = Cell { daemon: Daemon::Docker(version), oci };
     // docker::v28_5
     let group = module.split("::").next().unwrap_or_default();
@@ -282,7 +293,7 @@ pub fn run_on_docker(version: DockerVersion, oci: Oci, module: &str, behaviours:
     rows.iter().for_each(|(row, _)| note(row, cell, &Outcome::Fail));
     let scene = Scene::new();
     let shim = if runtime() == STOCK_RUNTIME { Shim::Stock } else { Shim::Holdfast(oci) };
-    let docker = Docker::start(&scene, version, shim);
+    let docker = Docker::start(&scene, version, shim, flags);
     let mut failed = Vec::new();
     for (row, function) in &rows {
         skip::take_reason();

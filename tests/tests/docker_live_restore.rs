@@ -1,8 +1,8 @@
-//! Ring 4: Docker's live-restore: dockerd, containerd or both are stopped or killed, and containers go on; in each cell of the
+//! Ring 3: Docker's live-restore: dockerd, containerd or both are stopped or killed, and containers go on; in each cell of the
 //! matrix as in `docker.rs`.
 //!
 //! `what_becomes_of_containers_when_their_managers_go` is to be read: it prints what one sees who tries that by hand, and a
-//! table of ours beside containerd's own shim, seen in the same run (`cargo test --test docker_live_restore -- --nocapture what`).
+//! table of ours beside containerd's own shim, seen in the same run (`make demo-live-restore`). README.md shows that table.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
@@ -10,10 +10,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use std::{env, thread};
 
 use holdfast_tests::container::Oci;
 use holdfast_tests::docker::{Docker, Shim};
 use holdfast_tests::eventually::{patience, within};
+use holdfast_tests::live_restore::{self as table, Table};
 use holdfast_tests::process::{self, run, until_gone};
 use holdfast_tests::programs::DockerVersion;
 use holdfast_tests::skip::{is_root, skip};
@@ -21,6 +23,7 @@ use holdfast_tests::{Scene, docker_matrix, eventually};
 use serde_json::json;
 
 docker_matrix!(
+    with ["--live-restore"];
     containers_and_what_they_tell_outlive_a_stop_of_dockerd,
     containers_and_what_they_tell_outlive_a_kill_of_dockerd,
     containers_and_what_they_tell_outlive_a_stop_of_both_daemons,
@@ -51,6 +54,15 @@ struct Away {
 }
 
 impl Away {
+    const ALL: [Self; 6] = [
+        Self::of(true, false, false),
+        Self::of(true, false, true),
+        Self::of(false, true, false),
+        Self::of(false, true, true),
+        Self::of(true, true, false),
+        Self::of(true, true, true),
+    ];
+
     const fn of(dockerd: bool, containerd: bool, killed: bool) -> Self {
         Self { dockerd, containerd, killed }
     }
@@ -84,7 +96,7 @@ impl Away {
             docker.containerd.resume();
         }
         if self.dockerd {
-            docker.resume(&["--live-restore"]);
+            docker.come_back();
         }
     }
 }
@@ -190,7 +202,7 @@ fn play(docker: &Docker<'_>, away: Away) -> Seen {
     if !away.dockerd {
         // It subscribes to containerd's events only after they were told, and learns what it missed when it starts.
         docker.stop();
-        docker.resume(&["--live-restore"]);
+        docker.come_back();
     }
     let ended = |name: &str| {
         within(long, || match docker.inspect(name, ".State") {
@@ -223,8 +235,6 @@ fn assert_all_is_well(docker: &Docker<'_>, seen: &Seen) {
 
 #[track_caller]
 fn outlive(docker: &Docker<'_>, away: Away) {
-    docker.stop();
-    docker.resume(&["--live-restore"]);
     assert_all_is_well(docker, &play(docker, away));
 }
 
@@ -253,6 +263,9 @@ fn containers_and_what_they_print_outlive_a_kill_of_containerd(docker: &Docker<'
 }
 
 fn live_restore_is_switched_on_by_the_file_and_sighup(docker: &Docker<'_>) {
+    docker.stop();
+    docker.resume(&[]);
+    assert_eq!(docker.ok(&["info", "--format", "{{.LiveRestoreEnabled}}"]), "false");
     let pid = docker.run_detached("it", &[], SLEEPER);
     docker.configure(&json!({ "live-restore": true }));
     docker.reload();
@@ -270,8 +283,6 @@ fn live_restore_is_switched_on_by_the_file_and_sighup(docker: &Docker<'_>) {
 }
 
 fn an_exec_runs_on_while_both_daemons_are_away(docker: &Docker<'_>) {
-    docker.stop();
-    docker.resume(&["--live-restore"]);
     let doors = docker.doors();
     docker.run_detached("it", &["--volume", &doors.volume()], SLEEPER);
     let script = format!("echo begun >/doors/begun; {}; echo ended >/doors/ended", doors.wait_at("go"));
@@ -282,14 +293,12 @@ fn an_exec_runs_on_while_both_daemons_are_away(docker: &Docker<'_>) {
     doors.open("go");
     eventually("it should go on", || if doors.dir.join("ended").exists() { Ok(()) } else { Err(()) });
     docker.containerd.resume();
-    docker.resume(&["--live-restore"]);
+    docker.come_back();
     // Docker forgets the ids of its execs; others can be made.
     assert_eq!(docker.ok(&["exec", "it", "echo", "another"]), "another");
 }
 
 fn failures_meanwhile_are_tried_again_as_the_policy_says(docker: &Docker<'_>) {
-    docker.stop();
-    docker.resume(&["--live-restore"]);
     let doors = docker.doors();
     // The second life lasts.
     let wait = doors.wait_at("go");
@@ -303,7 +312,7 @@ fn failures_meanwhile_are_tried_again_as_the_policy_says(docker: &Docker<'_>) {
     doors.open("go");
     pids.into_iter().for_each(until_gone);
     docker.containerd.resume();
-    docker.resume(&["--live-restore"]);
+    docker.come_back();
     for (name, status, lives) in [("always", "running", 2), ("failing", "running", 2), ("once", "exited", 1)] {
         eventually(&format!("{name} should be {status} in life {lives}"), || {
             match (docker.logs(name).0.lines().count(), docker.inspect(name, ".State")) {
@@ -316,6 +325,8 @@ fn failures_meanwhile_are_tried_again_as_the_policy_says(docker: &Docker<'_>) {
 }
 
 fn without_live_restore_a_stop_of_dockerd_ends_each_by_its_own_signal(docker: &Docker<'_>) {
+    docker.stop();
+    docker.resume(&[]);
     let waits = "while :; do /bin/sleep 0.02; done";
     docker.run_detached("term", &[], &format!("trap 'echo bye; exit 11' TERM; echo ready; {waits}"));
     docker.run_detached("usr1", &["--stop-signal", "USR1"], &format!("trap 'exit 12' USR1; echo ready; {waits}"));
@@ -336,67 +347,85 @@ fn what_becomes_of_containers_when_their_managers_go() {
     if !is_root() {
         return skip("needs root");
     }
-    let aways = [Away::of(true, false, false), Away::of(true, false, true), Away::of(true, true, true)];
-    let mut story = String::new();
-    let mut seen = Vec::new();
-    for shim in [Shim::Stock, Shim::Holdfast(Oci::Runc)] {
+    let seen_with = |shim| {
         let scene = Scene::new();
-        let docker = Docker::start(&scene, DockerVersion::V28_5, shim);
-        for away in aways {
-            docker.stop();
-            docker.resume(&["--live-restore"]);
-            let one = play(&docker, away);
-            tell(&mut story, shim, away, &one);
+        let docker = Docker::start(&scene, DockerVersion::V28_5, shim, &["--live-restore"]);
+        let seen = Away::ALL.map(|away| {
+            let seen = play(&docker, away);
             if shim != Shim::Stock {
-                assert_all_is_well(&docker, &one);
+                assert_all_is_well(&docker, &seen);
             }
             docker.clear();
-            seen.push(one);
-        }
+            seen
+        });
         docker.finish();
+        seen
+    };
+    let (stock, ours) = thread::scope(|scope| {
+        let stock = scope.spawn(|| seen_with(Shim::Stock));
+        let ours = seen_with(Shim::Holdfast(Oci::Runc));
+        (stock.join(), ours)
+    });
+    let stock = stock.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let shims = [("containerd-shim-runc-v2", &stock), ("containerd-shim-holdfast-v2", &ours)];
+    let mut table = Table::new(TITLES);
+    for (n, away) in Away::ALL.into_iter().enumerate() {
+        for (shim, seen) in shims {
+            println!("{}", story(&format!("{}, under {shim}", away.title()), &seen[n]));
+            let owner = if shim.contains("holdfast") { "holdfast" } else { table::STOCK };
+            table.add(&format!("{}: {owner}", away.title()), row(&seen[n]));
+        }
     }
-    println!("{story}\n{}", table(&aways, &seen));
+    println!("{}", table.text());
+    if let Some(notes) = env::var_os("HOLDFAST_MATRIX_DIR") {
+        fs::write(Path::new(&notes).with_file_name(table::FILE), table.text()).unwrap();
+    }
 }
 
-fn tell(story: &mut String, shim: Shim, away: Away, seen: &Seen) {
-    let shim = if shim == Shim::Stock { "containerd-shim-runc-v2" } else { "containerd-shim-holdfast-v2" };
-    writeln!(story, "\n=== {}, under {shim}", away.title()).unwrap();
+/// What one sees who looks on.
+fn story(title: &str, seen: &Seen) -> String {
+    let mut text = format!("\n=== {title}\n");
     for (when, tree) in ["before", "meanwhile", "after"].into_iter().zip(&seen.trees) {
-        writeln!(story, "    {when:9}  {tree}").unwrap();
+        writeln!(text, "    {when:9}  {tree}").unwrap();
     }
-}
-
-fn yes(yes: bool) -> String {
-    if yes { "yes" } else { "**no**" }.to_owned()
-}
-
-fn of(n: usize, all: usize) -> String {
-    if n == all { format!("{n}") } else { format!("**{n}**") }
-}
-
-/// What a row of the table says of a column.
-type Value = fn(&Seen) -> String;
-
-/// Ours beside the other, a row for each thing that somebody may ask.
-fn table(aways: &[Away], seen: &[Seen]) -> String {
-    let (stock, ours) = seen.split_at(aways.len());
-    let columns: Vec<&Seen> = stock.iter().zip(ours).flat_map(|(a, b)| [a, b]).collect();
-    let heads = aways.iter().map(|away| format!(" {0}<br>stock | {0}<br>holdfast |", away.title()));
-    let mut text = format!("| |{}\n|---|{}\n", heads.collect::<String>(), "---|".repeat(columns.len()));
-    let rows: [(String, Value); 7] = [
-        ("a container goes on, with its pid and its parent".into(), |s| yes(s.went_on && s.trees[0] == s.trees[2])),
-        (format!("one that prints {LINES} lines meanwhile is not blocked"), |s| yes(s.wrote_on)),
-        (format!("of these {LINES} lines in `docker logs` afterwards"), |s| of(s.lines, LINES)),
-        (format!("of {LAST_WORDS} lines of one that ends meanwhile"), |s| of(s.last_words, LAST_WORDS)),
-        ("the exit code of one that ended with 3".into(), |s| {
-            if s.code == 3 { "3".into() } else { format!("**{}**", s.code) }
-        }),
-        ("the time of its end is true".into(), |s| yes(s.time_is_true)),
-        ("lives of one that ended with 0, restarted on failure".into(), |s| of(s.lives, 1)),
-    ];
-    for (title, value) in rows {
-        let cells = columns.iter().map(|seen| format!(" {} |", value(seen)));
-        writeln!(text, "| {title} |{}", cells.collect::<String>()).unwrap();
-    }
+    let goes = if seen.went_on { "has counted on without a gap" } else { "is not what it was" };
+    let writes = if seen.wrote_on { "ran on" } else { "was blocked" };
+    writeln!(text, "    the one that counts      {goes}").unwrap();
+    writeln!(text, "    the one that prints      {writes}, and {} of its {LINES} lines are in the log", seen.lines)
+        .unwrap();
+    let [begin, told, end] = &seen.times;
+    writeln!(text, "    the one that ended       {} of its {LAST_WORDS} last lines are in the log,", seen.last_words)
+        .unwrap();
+    writeln!(text, "                             and it ended with {}, says docker, where it was 3,", seen.code)
+        .unwrap();
+    writeln!(text, "                             at {told}, where it was between {begin} and {end}").unwrap();
+    writeln!(text, "    the one to be restarted  on failure that ended with 0 has been run {} x", seen.lives).unwrap();
     text
+}
+
+/// What the columns of the table are.
+const TITLES: [&str; 7] = [
+    "a container goes on, with its pid and its parent",
+    "who prints 60000 lines meanwhile is not blocked",
+    "of these, in `docker logs` afterwards",
+    "of 5000 lines of one that ends meanwhile",
+    "the status of one that ended with 3",
+    "the time of its end is true",
+    "lives of one that ended with 0, restarted on failure",
+];
+
+/// A line of it; what should be otherwise is bold.
+fn row(seen: &Seen) -> [String; 7] {
+    let mark = |well: bool, text: String| if well { text } else { format!("**{text}**") };
+    let yes = |well: bool| mark(well, if well { "yes" } else { "no" }.into());
+    let count = |n: usize, all: usize| mark(n == all, n.to_string());
+    [
+        yes(seen.went_on && seen.trees[0] == seen.trees[2]),
+        yes(seen.wrote_on),
+        count(seen.lines, LINES),
+        count(seen.last_words, LAST_WORDS),
+        mark(seen.code == 3, if seen.code < 0 { "none".into() } else { seen.code.to_string() }),
+        yes(seen.time_is_true),
+        count(seen.lives, 1),
+    ]
 }

@@ -1,8 +1,8 @@
-//! The tables of the last full run, from the notes of its tests: containerd's and Docker's.
+//! The tables of the last full run, from the notes of its tests: containerd's, Docker's and that of Docker's live-restore.
 //!
 //! ```text
 //! matrix collect NOTES TARGET    writes TARGET/matrix.tsv, TARGET/matrix.md and TARGET/matrix-docker.md, and prints the tables
-//! matrix check TARGET README     whether README says what these say; exit status 1 if not
+//! matrix check TARGET README     whether README says what these and TARGET/live-restore.md say; exit status 1 if not
 //! matrix write TARGET README     makes it say so; what was skipped is taken from TARGET/vm, if `make test-vm` has seen it
 //! ```
 
@@ -10,17 +10,36 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, fs};
 
+use holdfast_tests::live_restore;
 use holdfast_tests::matrix::{Kind, Matrix, cgroup_mode, compare, seen_with};
 
-/// The file with a kind's table below the target directory, and what is around it in README.md.
-fn place(kind: Kind) -> (&'static str, &'static str, &'static str) {
+/// Where a table is.
+struct Place {
+    /// The file below the target directory.
+    file: &'static str,
+    /// What is around it in README.md.
+    begin: &'static str,
+    end: &'static str,
+}
+
+const LIVE_RESTORE: Place = Place {
+    file: live_restore::FILE,
+    begin: "<!-- live-restore: made by `make matrix` -->\n",
+    end: "<!-- end of live-restore -->\n",
+};
+
+fn place(kind: Kind) -> Place {
     match kind {
-        Kind::Containerd => ("matrix.md", "<!-- matrix: made by `make matrix` -->\n", "<!-- end of matrix -->\n"),
-        Kind::Docker => (
-            "matrix-docker.md",
-            "<!-- matrix of Docker: made by `make matrix` -->\n",
-            "<!-- end of matrix of Docker -->\n",
-        ),
+        Kind::Containerd => Place {
+            file: "matrix.md",
+            begin: "<!-- matrix: made by `make matrix` -->\n",
+            end: "<!-- end of matrix -->\n",
+        },
+        Kind::Docker => Place {
+            file: "matrix-docker.md",
+            begin: "<!-- matrix of Docker: made by `make matrix` -->\n",
+            end: "<!-- end of matrix of Docker -->\n",
+        },
     }
 }
 
@@ -53,7 +72,7 @@ fn collect(notes: &Path, target: &Path) -> Result<(), String> {
     save(&target.join("matrix.tsv"), &matrix.lines())?;
     for kind in Kind::ALL {
         let text = format!("{}\n\n{}", caption(&matrix.of(kind), kind), matrix.table(kind));
-        save(&target.join(place(kind).0), &text)?;
+        save(&target.join(place(kind).file), &text)?;
         // Not every machine has a run of both.
         if !matrix.of(kind).is_empty() {
             println!("{text}");
@@ -75,23 +94,29 @@ fn caption(matrix: &Matrix, kind: Kind) -> String {
 fn check(target: &Path, readme: &Path) -> Result<(), String> {
     let text = load(readme)?;
     for kind in Kind::ALL {
-        let seen = load(&target.join(place(kind).0))?;
-        let (_, shown, _) = split(&text, readme, kind)?;
+        let seen = load(&target.join(place(kind).file))?;
+        let (_, shown, _) = split(&text, readme, &place(kind))?;
         // Of two machines the first is that of `make test`.
         let mode = shown.split_once("cgroup mode ").and_then(|(_, rest)| rest.split_once('.')).map(|(mode, _)| mode);
         let other_machine = mode != Some(cgroup_mode());
-        compare(table_of(shown), table_of(&seen), other_machine).map_err(|(shown, seen)| {
-            let readme = readme.display();
-            format!("{readme} does not show what this run has seen; `make matrix` updates it.\n  shown: {shown}\n  seen:  {seen}")
-        })?;
+        compare(table_of(shown), table_of(&seen), other_machine).map_err(|rows| differs(readme, rows))?;
     }
-    Ok(())
+    let (_, shown, _) = split(&text, readme, &LIVE_RESTORE)?;
+    let seen = load(&target.join(LIVE_RESTORE.file))?;
+    live_restore::compare(shown, &seen).map_err(|rows| differs(readme, rows))
+}
+
+fn differs(readme: &Path, (shown, seen): (String, String)) -> String {
+    let readme = readme.display();
+    format!(
+        "{readme} does not show what this run has seen; `make matrix` updates it.\n  shown: {shown}\n  seen:  {seen}"
+    )
 }
 
 fn write(target: &Path, readme: &Path) -> Result<(), String> {
     let all = Matrix::read(&target.join("matrix.tsv")).map_err(|e| e.to_string())?;
     for kind in Kind::ALL {
-        let (file, begin, end) = place(kind);
+        let Place { file, begin, end } = place(kind);
         let mut matrix = all.of(kind);
         let mut seen = what_was_seen(&load(&target.join(file))?).to_owned();
         for (part, place) in ELSEWHERE {
@@ -111,10 +136,13 @@ fn write(target: &Path, readme: &Path) -> Result<(), String> {
             seen += &stands_for(reason);
         }
         let text = load(readme)?;
-        let (before, _, after) = split(&text, readme, kind)?;
+        let (before, _, after) = split(&text, readme, &place(kind))?;
         save(readme, &format!("{before}{begin}{seen}\n\n{}{end}{after}", matrix.table(kind)))?;
     }
-    Ok(())
+    let Place { file, begin, end } = LIVE_RESTORE;
+    let text = load(readme)?;
+    let (before, _, after) = split(&text, readme, &LIVE_RESTORE)?;
+    save(readme, &format!("{before}{begin}{}{end}{after}", load(&target.join(file))?))
 }
 
 /// A caption without what it says of skips.
@@ -133,11 +161,11 @@ fn table_of(text: &str) -> &str {
 }
 
 /// What is before, between and after the marks.
-fn split<'a>(text: &'a str, path: &Path, kind: Kind) -> Result<(&'a str, &'a str, &'a str), String> {
-    let (_, begin, end) = place(kind);
+fn split<'a>(text: &'a str, path: &Path, place: &Place) -> Result<(&'a str, &'a str, &'a str), String> {
+    let Place { begin, end, .. } = place;
     let cut = || {
-        let (before, rest) = text.split_once(begin)?;
-        let (table, after) = rest.split_once(end)?;
+        let (before, rest) = text.split_once(*begin)?;
+        let (table, after) = rest.split_once(*end)?;
         Some((before, table, after))
     };
     cut().ok_or_else(|| format!("{} has no place for the table: {} … {}", path.display(), begin.trim(), end.trim()))
