@@ -31,6 +31,7 @@ pub mod freezable;
 pub mod gate;
 pub mod grpc;
 pub mod holdfastd;
+pub mod http;
 pub mod image;
 pub mod journal;
 pub mod live_restore;

@@ -186,7 +186,8 @@ fn logs_are_complete_and_can_be_followed(docker: &Docker<'_>) {
     doors.open("go");
     assert!(follower.wait().success(), "it ends with the container");
     let followed = fs::read(out).unwrap();
-    let (stdout, stderr) = docker.logs("it");
+    let logs = docker.docker(&["logs", "it"]);
+    let (stdout, stderr) = (text(&logs.stdout), text(&logs.stderr));
     if docker.version() == DockerVersion::V20_10 {
         // Its follower may leave before the end, once the container has ended.
         assert!(stdout.as_bytes().starts_with(&followed));

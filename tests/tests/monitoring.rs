@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +13,7 @@ use holdfast_tests::holdfastd::{Holdfastd, Said};
 use holdfast_tests::matrix::Real;
 use holdfast_tests::process::ChildProcess;
 use holdfast_tests::skip::{is_root, skip};
-use holdfast_tests::{eventually, process, programs, until};
+use holdfast_tests::{eventually, http, process, programs, until};
 use serde_json::Value;
 
 holdfast_tests::matrix!(
@@ -111,12 +110,9 @@ fn containerds_metrics_are_those_of_its_own_shim(real: &Real<'_>) {
     let both = side_by_side(real);
     let ids = [&both[0].0.id, &both[1].0.id];
     let [ours, stock] = eventually("containerd should serve figures of both", || {
-        let mut stream = TcpStream::connect(address).map_err(|e| e.to_string())?;
-        // In the older version of HTTP an answer comes in one piece.
-        let request = "GET /v1/metrics HTTP/1.0\r\n\r\n";
-        stream.write_all(request.as_bytes()).map_err(|e| e.to_string())?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).map_err(|e| e.to_string())?;
+        let stream = TcpStream::connect(address).map_err(|e| e.to_string())?;
+        let (_, body) = http::get(stream, "/v1/metrics").map_err(|e| e.to_string())?;
+        let text = String::from_utf8_lossy(&body).into_owned();
         let seen = ids.map(|id| figures(&text, id));
         if seen.iter().any(BTreeSet::is_empty) { Err(text) } else { Ok(seen) }
     });

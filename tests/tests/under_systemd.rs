@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -13,8 +13,8 @@ use holdfast_tests::container::is_without_controllers;
 use holdfast_tests::machine::{self, Machine};
 use holdfast_tests::process::is_alive;
 use holdfast_tests::skip::skip;
-use holdfast_tests::until;
 use holdfast_tests::wire::Connection;
+use holdfast_tests::{http, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -261,10 +261,8 @@ fn what_the_unit_is_denied_neither_it_nor_its_containers_need() {
     let Some(machine) = Machine::prepare() else { return };
     machine.configure("metrics-listen = \"127.0.0.1:9090\"\n");
     machine.start();
-    let mut client = TcpStream::connect("127.0.0.1:9090").unwrap();
-    client.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
+    let (_, answer) = http::get(TcpStream::connect("127.0.0.1:9090").unwrap(), "/metrics").unwrap();
+    let answer = String::from_utf8(answer).unwrap();
     assert!(answer.contains("\nholdfast_"), "{answer}");
     // Not an address that the unit is allowed.
     let address = Address::add("10.111.0.1");
