@@ -40,6 +40,7 @@ pub mod machine;
 pub mod matrix;
 pub mod numbered;
 pub mod oci_bundle;
+pub mod outside;
 pub mod parity;
 pub mod process;
 pub mod programs;
