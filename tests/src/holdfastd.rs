@@ -304,6 +304,14 @@ impl Holdfastd {
         names
     }
 
+    /// Removes the control groups of a container that is gone: without its OCI runtime nobody else does.
+    pub fn remove_groups(&self, id: &str) {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let _ = fs::remove_dir(hierarchy.join("holdfast").join(id)); // there is none in most
+        }
+    }
+
     fn kill_all(&mut self) {
         if self.daemon.is_none() && self.run_dir().exists() {
             self.restart();
