@@ -62,6 +62,8 @@ pub(crate) fn plan(bundle: &Path, options: Option<(&str, &[u8])>, netns: &str) -
         Some((type_url, value)) if type_url.rsplit('/').next() == Some(CRI_TYPE) => {
             Some(CriConfig::decode(value).map_err(PodError::Options)?)
         }
+        // containerd's controller sends an empty one for none.
+        Some(("", _)) => None,
         Some((type_url, _)) => {
             tracing::warn!(type_url, "unknown options of a sandbox, ignoring");
             None

@@ -143,7 +143,10 @@ impl Api {
         let init = record.init();
         // Of a bundle that is gone by now there is none to show.
         let spec_json = regular::read_to_string(&record.bundle.join("config.json")).unwrap_or_default();
-        let (output, output_unknown) = output::told(output::ask(&record.shim.address, &record.id, false).await);
+        let (output, output_unknown) = match record.sandbox {
+            true => Default::default(),
+            false => output::told(output::ask(&record.shim.address, &record.id, false).await),
+        };
         pb::InspectResponse {
             stdin: init.map(|p| p.stdin.clone()).unwrap_or_default(),
             terminal: init.is_some_and(|p| p.terminal),

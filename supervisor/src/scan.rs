@@ -197,11 +197,11 @@ fn scan_containers(paths: &Paths, findings: &mut Findings) {
 }
 
 /// Other managers' containers by their records, as far as these are of this boot and can be read; nothing else is looked at.
-/// A pod's sandbox is none: what holds its namespaces has nothing to say and ends after those that use them.
+/// Sandboxes of pods are among them.
 pub fn foreign(paths: &Paths, boot_id: &str) -> Vec<Record> {
     let others = tasks(&paths.run.join("tasks"), &mut Vec::new()).into_iter().filter(|task| !task.is_ours);
     let records = others.filter_map(|task| Record::read(&task.record).ok());
-    records.filter(|record| record.boot_id == boot_id && !record.sandbox).collect()
+    records.filter(|record| record.boot_id == boot_id).collect()
 }
 
 /// A place for a record.
@@ -470,7 +470,7 @@ mod tests {
         let sandbox = Record { sandbox: true, ..found.foreign[0].clone() };
         let path = record::container_dir(&roots.1.run, "1f2e", NAMESPACE, "pod").join(record::FILE_NAME);
         roots.file(path, &serde_json::to_vec(&sandbox).unwrap());
-        assert_eq!(foreign(&roots.1, "boot"), found.foreign, "a sandbox is no container");
+        assert_eq!(foreign(&roots.1, "boot").last(), Some(&sandbox));
         assert_eq!(scan(&roots.1, "boot").foreign.len(), 2, "and is not forgotten");
         assert_eq!(found.unusable[0].id, "orphan");
         assert!(roots.1.record("orphan").exists());

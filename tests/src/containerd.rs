@@ -23,7 +23,7 @@ pub const NAMESPACE: &str = "tests";
 /// containerd's own shim.
 pub const STOCK_RUNTIME: &str = "io.containerd.runc.v2";
 
-/// The plugin for kubelets, in parts since 2.0, and what it wants: only [`crate::cri`] has a use for it.
+/// The plugin for kubelets, in parts since 2.0, and what it wants: [`crate::cri`] has a use for all of it.
 const CRI: &[&str] = &[
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
@@ -31,6 +31,9 @@ const CRI: &[&str] = &[
     "io.containerd.podsandbox.controller.v1.podsandbox",
     "io.containerd.image-verifier.v1.bindir",
 ];
+
+/// Of these, what has kubelets served; the others have sandboxes, too, for clients of their own: [`crate::controller`].
+const KUBELETS: &[&str] = &["io.containerd.grpc.v1.cri"];
 
 /// What no test uses and a private daemon had better not start: each takes time, or a path outside the scene, or both.
 const UNUSED: &[&str] = &[
@@ -91,6 +94,15 @@ impl<'a> Containerd<'a> {
     pub fn restart_with_cri(&self, sections: &str) {
         self.kill();
         self.configure(UNUSED, sections);
+        self.resume();
+    }
+
+    /// Kills it and starts it with all that its controllers of sandboxes want, of which some wants parts of the plugin for
+    /// kubelets since 2.0.
+    #[track_caller]
+    pub fn restart_with_sandboxes(&self) {
+        self.kill();
+        self.configure(&[KUBELETS, UNUSED].concat(), "");
         self.resume();
     }
 

@@ -30,10 +30,16 @@ pub enum CallError {
 
 /// The codes of refusals that tests expect.
 pub mod code {
+    /// What is asked for makes no sense.
+    pub const INVALID_ARGUMENT: u32 = 3;
     /// The call, or what it asked for, took too long.
     pub const DEADLINE_EXCEEDED: u32 = 4;
     /// There is no such thing.
     pub const NOT_FOUND: u32 = 5;
+    /// There is one already.
+    pub const ALREADY_EXISTS: u32 = 6;
+    /// The server has no such call.
+    pub const UNIMPLEMENTED: u32 = 12;
 }
 
 impl CallError {
@@ -79,25 +85,43 @@ impl From<h2::Error> for CallError {
 /// # Panics
 /// If the response is no message of the type.
 pub fn call<T: Message>(socket: &Path, method: &str, request: &impl Message) -> Result<T, CallError> {
+    call_with(socket, &[], method, request)
+}
+
+/// As [`call`], with metadata: names in small letters and what they are to mean.
+///
+/// # Errors
+/// As for [`call`].
+pub fn call_with<T: Message>(
+    socket: &Path,
+    metadata: &[(&str, &str)],
+    method: &str,
+    request: &impl Message,
+) -> Result<T, CallError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let request = request.write_to_bytes().expect("a message encodes");
     let response = runtime.block_on(async {
-        let exchange = exchange(socket, method, &request);
+        let exchange = exchange(socket, metadata, method, &request);
         let late = |_| CallError::Connection(format!("{method}: no answer within {:?}", 4 * patience()));
         timeout(4 * patience(), exchange).await.map_err(late)?
     })?;
     Ok(T::parse_from_bytes(&response).expect("a response is of the call's type"))
 }
 
-async fn exchange(socket: &Path, method: &str, message: &[u8]) -> Result<Vec<u8>, CallError> {
+async fn exchange(
+    socket: &Path,
+    metadata: &[(&str, &str)],
+    method: &str,
+    message: &[u8],
+) -> Result<Vec<u8>, CallError> {
     let (client, connection) = client::handshake(UnixStream::connect(socket).await?).await?;
     // It ends with the runtime.
     tokio::spawn(connection);
     let request = Request::post(format!("http://localhost/{method}"))
         .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .expect("a well-formed request");
+        .header("te", "trailers");
+    let request = metadata.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let request = request.body(()).expect("a well-formed request");
     let (response, mut out) = client.ready().await?.send_request(request, false)?;
     let length = u32::try_from(message.len()).expect("a small message").to_be_bytes();
     out.send_data([&[0], &length[..], message].concat().into(), true)?;

@@ -12,6 +12,7 @@ use serde_json::Value;
 // `tests/under_systemd.rs` takes them from here.
 use crate::eventually::eventually;
 pub use crate::eventually::until;
+use crate::outside::Outside;
 pub use crate::process::is_alive;
 use crate::{gate, process, programs};
 
@@ -22,6 +23,8 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 pub struct Holdfastd {
     root: PathBuf,
     daemon: Option<Child>,
+    /// Given back when all else is done.
+    _outside: Outside,
 }
 
 /// What a command line gave.
@@ -80,7 +83,7 @@ impl Holdfastd {
         let root = std::env::temp_dir().join(format!("hf-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
         make_rootfs(&root.join("rootfs"));
-        let mut this = Self { root, daemon: None };
+        let mut this = Self { root, daemon: None, _outside: Outside::hold() };
         this.configure("live-restore = true\n");
         this.restart();
         this
@@ -299,6 +302,14 @@ impl Holdfastd {
         // A lock beside the sockets is made once and stays.
         names.retain(|n| !n.ends_with("lock"));
         names
+    }
+
+    /// Removes the control groups of a container that is gone: without its OCI runtime nobody else does.
+    pub fn remove_groups(&self, id: &str) {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let _ = fs::remove_dir(hierarchy.join("holdfast").join(id)); // there is none in most
+        }
     }
 
     fn kill_all(&mut self) {

@@ -12,6 +12,7 @@
 //!     ├── FakeRuntime                           what it believes to be runc (ring 2)
 //!     └── Containerd ── Container               a private one of any version, with its ctr (ring 3); see matrix
 //!           ├── Cri ── Pod ── PodContainer      the same as a kubelet drives it
+//!           ├── controller::Sandbox             the same for a client that drives sandboxes
 //!           └── Docker                          a private dockerd on it, with its command line
 //! ```
 //!
@@ -20,6 +21,7 @@
 pub mod bundle;
 pub mod container;
 pub mod containerd;
+pub mod controller;
 pub mod cri;
 pub mod disk;
 pub mod docker;
@@ -40,6 +42,7 @@ pub mod machine;
 pub mod matrix;
 pub mod numbered;
 pub mod oci_bundle;
+pub mod outside;
 pub mod parity;
 pub mod process;
 pub mod programs;

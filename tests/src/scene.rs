@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::eventually::{eventually, patience, within};
+use crate::outside::{self, Outside};
 use crate::{process, programs};
 
 /// The environment variable that marks every process which a test started, however indirectly.
@@ -23,6 +24,8 @@ pub const MARK: &str = "HOLDFAST_TEST";
 pub struct Scene {
     id: String,
     dir: PathBuf,
+    /// Given back when all else is done.
+    _outside: Outside,
 }
 
 impl Scene {
@@ -35,7 +38,8 @@ impl Scene {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         // The start time makes the id differ from that of an earlier process with the same pid.
         let own = std::process::id();
-        let id = format!("hf{own:x}-{:x}-{n:x}", process::start_time(own).unwrap_or_default());
+        // The last letter keeps it from being the beginning of another one's.
+        let id = format!("hf{own:x}-{:x}-{n:x}z", process::start_time(own).unwrap_or_default());
         // In memory for the benchmark, as /run is on the machines that count.
         let base = std::env::var_os("HOLDFAST_TEST_DIR").unwrap_or_else(|| "/tmp".into());
         let dir = Path::new(&base).join(&id);
@@ -44,7 +48,7 @@ impl Scene {
         let settings = dir.join("shim.toml");
         fs::write(&settings, "[output]\nfree-floor = 0\n")
             .unwrap_or_else(|e| panic!("cannot write {}: {e}", settings.display()));
-        Self { id, dir }
+        Self { id, dir, _outside: Outside::hold() }
     }
 
     /// A word that occurs nowhere else on the machine: the prefix for container ids, and the value of [`MARK`].
@@ -182,6 +186,7 @@ impl Scene {
             let _ = umount2(&point, MntFlags::MNT_DETACH);
         }
         self.remove_empty_cgroups();
+        outside::remove_cni_results(&self.dir);
     }
 }
 

@@ -16,8 +16,8 @@ use holdfast_tests::holdfastd::{Holdfastd, Said};
 use holdfast_tests::process::{ChildProcess, Stopped, is_alive, kill_hard};
 use holdfast_tests::programs::Version;
 use holdfast_tests::skip::{is_root, skip};
-use holdfast_tests::{Scene, programs, sys, until};
-use serde_json::Value;
+use holdfast_tests::{FakeWorld, Process, Sandbox, Scene, programs, sys, until};
+use serde_json::{Value, json};
 
 /// Two processes, one of which needs all the time that it can get.
 const BUSY: &str = "sleep 1000 & while :; do :; done";
@@ -516,6 +516,65 @@ fn a_containerds_containers_are_shown_beside_ours() {
     assert_eq!(containerd.delete(&container.id), 137);
     assert_eq!(ps(&["-a"]), Vec::<Value>::new());
     drop(daemon);
+}
+
+#[test]
+fn a_shim_with_nothing_but_a_sandbox_is_shown_as_what_it_is() {
+    let host = Holdfastd::start();
+    let world = FakeWorld::new();
+    let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([]));
+    let shim = world.launch(&bundle).env("HOLDFAST_RUN_DIR", host.run_dir().to_str().unwrap()).start();
+    let mut sandbox = Sandbox::of(&shim, &bundle);
+    let list = |args: &[&str]| -> Vec<Value> {
+        serde_json::from_str(&host.holdfast(&[&["--json", "ps", "--all-managers"], args].concat()).ok()).unwrap()
+    };
+    let metric = |figure: &str, labels: &[&str]| value(&(host.holdfast(&["metrics"]).ok() + "\n"), figure, labels);
+    let state = |state: &str| metric("holdfast_sandboxes", &[&format!("state=\"{state}\"")]);
+    sandbox.create().unwrap();
+    let list_all = list(&["-a"]);
+    let one = named(&list_all, bundle.id());
+    assert_eq!((&one["status"], &one["sandbox"], &one["pid"]), (&"not-ready".into(), &true.into(), &0.into()), "{one}");
+    assert_eq!(list(&[]), Vec::<Value>::new(), "it holds nothing yet");
+
+    let holder = Process::of(sandbox.start().unwrap().pid);
+    let list_running = list(&[]);
+    let one = named(&list_running, bundle.id());
+    assert_eq!((&one["status"], &one["pid"]), (&"ready".into(), &holder.pid().into()), "{one}");
+    assert_eq!(one["shim_pid"], shim.process().pid());
+    assert!(!one["started_at"].as_str().unwrap().is_empty() && one["exit_status"].is_null(), "{one}");
+    assert!(host.holdfast(&["ps", "--all-managers"]).ok().contains("(sandbox)"));
+    assert_eq!((state("ready"), metric("holdfast_containers", &[])), (Some(1.0), None), "it is no container");
+    assert_eq!(metric("holdfast_shims", &[]), Some(1.0));
+    let of_it = format!("id=\"{}\"", bundle.id());
+    assert!(metric("holdfast_shim_resident_bytes", &[&of_it]).unwrap() > 0.0);
+    let (_, found) = findings(&host);
+    let told = of(&found, "shims");
+    assert!(
+        told.len() == 1 && told[0]["level"] == "ok" && told[0]["message"].as_str().unwrap().starts_with("1 "),
+        "{told:?}"
+    );
+    assert_eq!(stats(&host, &["--all-managers"]), Vec::<Value>::new());
+    let named_stats = stats(&host, &[bundle.id()]);
+    assert!(named_stats[0]["unknown"].as_str().unwrap().contains("sandbox"), "{named_stats:?}");
+    let seen = host.inspect(bundle.id());
+    assert_eq!((&seen["output"], &seen["output_unknown"]), (&json!([]), &"".into()), "it prints nothing: {seen}");
+
+    let stopped = Stopped::new(shim.process().pid());
+    until("it is shown as unresponsive", || (named(&list(&[]), bundle.id())["status"] == "unresponsive").then_some(()));
+    assert_eq!((state("unresponsive"), metric("holdfast_shims_unresponsive", &[])), (Some(1.0), Some(1.0)));
+    drop(stopped);
+    until("it is back", || (named(&list(&[]), bundle.id())["status"] == "ready").then_some(()));
+
+    holder.kill();
+    sandbox.wait().unwrap();
+    let list_ended = list(&["-a"]);
+    let one = named(&list_ended, bundle.id());
+    assert_eq!((&one["status"], &one["pid"]), (&"not-ready".into(), &0.into()), "{one}");
+    assert!(one["exit_status"] == 137 && !one["exited_at"].as_str().unwrap().is_empty(), "{one}");
+    assert_eq!(state("not-ready"), Some(1.0));
+    sandbox.shutdown().unwrap();
+    shim.process().wait_gone();
+    assert_eq!(list(&["-a"]), Vec::<Value>::new());
 }
 
 fn ours(list: &str) -> usize {

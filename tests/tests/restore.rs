@@ -420,7 +420,7 @@ fn without_its_oci_runtime_a_container_goes_on_is_shown_and_can_be_stopped_and_r
     command.arg("--runtime").arg(&runtime);
     host.launch(command);
     host.restored();
-    host.run("web", POLITE);
+    let id = host.run("web", POLITE);
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
     host.kill();
     fs::remove_file(&runtime).unwrap();
@@ -437,6 +437,7 @@ fn without_its_oci_runtime_a_container_goes_on_is_shown_and_can_be_stopped_and_r
     host.holdfast(&["rm", "web"]).ok();
     assert!(!is_alive(pid) && !is_alive(shim));
     assert_eq!(host.left_over(), Vec::<String>::new());
+    host.remove_groups(&id);
 }
 
 #[test]

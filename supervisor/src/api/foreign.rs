@@ -1,4 +1,4 @@
-//! Other managers' containers: what their records, the kernel and their bundles say of them. Not for the loop: it reads
+//! Other managers' containers and the sandboxes of their pods: what their records, the kernel and their bundles say of them. Not for the loop: it reads
 //! as many files as there are containers.
 
 use std::path::Path;
@@ -76,6 +76,9 @@ impl Foreign {
         let init = record.init();
         let exit = init.and_then(|p| p.exit);
         let status = match (self.init, exit, init.map(|p| p.state)) {
+            // Its first process is what holds the namespaces.
+            (Some(_), ..) if record.sandbox => Status::Ready,
+            (None, ..) if record.sandbox => Status::NotReady,
             (Some((_, ProcessState::Created)), ..) => Status::Created,
             (Some((_, ProcessState::Paused)), ..) => Status::Paused,
             (Some(_), ..) => Status::Running,
@@ -86,6 +89,7 @@ impl Foreign {
         };
         let reason = match (self.init, exit) {
             _ if init.is_some_and(|p| p.oom_killed) => OUT_OF_MEMORY,
+            (Some(_), _) if !shim_lives && record.sandbox => "its shim is dead",
             (Some(_), _) if !shim_lives => "its shim is dead: it runs without anybody who drains its output",
             (None, None) if !shim_lives => "its shim died with the exit status",
             _ => "",
@@ -107,6 +111,7 @@ impl Foreign {
             exit_status: exit.map_or(unknown, |e| e.status),
             exited_at_unix_ns: exit.map_or(0, |e| i64::try_from(e.at_unix_ns).unwrap_or(i64::MAX)),
             reason: reason.to_owned(),
+            sandbox: record.sandbox,
             ..Default::default()
         }
     }
@@ -168,6 +173,25 @@ mod tests {
             assert_eq!((one.manager.as_str(), one.namespace.as_str()), ("/run/c.sock", "k8s.io"));
         }
     }
+
+    #[test]
+    fn a_sandbox_is_ready_while_its_holder_lives() {
+        const EXIT: &str = r#","exit":{"status":137,"at_unix_ns":5}"#;
+        for (state, exit, shim, holder, expected) in [
+            ("created", "", true, false, ("not-ready", 0, 0, "")),
+            ("running", "", true, true, ("ready", 9, 0, "")),
+            ("running", "", false, true, ("ready", 9, 0, "its shim is dead")),
+            ("stopped", EXIT, true, false, ("not-ready", 0, 137, "")),
+            ("running", "", false, false, ("not-ready", 0, 0, "its shim died with the exit status")),
+        ] {
+            let record = Record { sandbox: true, ..record(state, exit) };
+            let one = Foreign::new(record, |pid, _| if pid == 7 { shim } else { holder }).message();
+            let seen = (one.status.as_str(), one.pid, one.exit_status, one.reason.as_str());
+            assert_eq!(seen, expected, "{state} {exit} {shim} {holder}");
+            assert!(one.sandbox);
+        }
+    }
+
     #[test]
     fn a_container_is_named_by_its_id_or_by_an_unambiguous_beginning() {
         let all: Vec<Foreign> = ["abc", "abd", "ab", "x", "x"]

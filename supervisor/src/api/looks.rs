@@ -238,6 +238,7 @@ fn wanted_own(snapshot: Snapshot) -> Wanted {
 
 fn wanted_foreign(one: &Foreign) -> Wanted {
     let unknown = match one.pid() {
+        _ if one.record.sandbox => "it is a sandbox: what its pod uses, its containers use",
         0 => "it does not run",
         _ if !one.shim_lives => "its shim is dead",
         _ => "",

@@ -134,6 +134,8 @@ fn is_to_be_stopped(status: &str) -> bool {
             | Status::Unresponsive,
         ) => true,
         Some(Status::Created | Status::Exited | Status::Removing | Status::Unreadable | Status::Incompatible) => false,
+        // A sandbox is none of holdfastd's.
+        Some(Status::Ready | Status::NotReady) => false,
         // It is asked, rather than left running.
         None => true,
     }
@@ -283,7 +285,7 @@ mod tests {
         for status in ["running", "paused", "restarting", "restoring", "unresponsive", "something-new"] {
             assert!(is_to_be_stopped(status), "{status}");
         }
-        for status in ["created", "exited", "removing", "unreadable", "incompatible"] {
+        for status in ["created", "exited", "removing", "unreadable", "incompatible", "ready"] {
             assert!(!is_to_be_stopped(status), "{status}");
         }
     }

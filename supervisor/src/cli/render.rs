@@ -69,11 +69,15 @@ fn status(c: &pb::Container, now_unix_ns: i64) -> String {
         "exited" if c.exited_at_unix_ns == 0 => format!("exited ({})", c.exit_status),
         "exited" => format!("exited ({}) {} ago", c.exit_status, since(c.exited_at_unix_ns)),
         "restarting" => format!("restarting (last {})", c.exit_status),
+        "ready" => format!("ready {}", since(c.started_at_unix_ns)),
+        "not-ready" if c.exited_at_unix_ns != 0 => format!("not-ready {}", since(c.exited_at_unix_ns)),
         other => other.to_owned(),
     };
     match c.status.as_str() {
         "unreadable" | "incompatible" | "unresponsive" => format!("{text}: {}", c.reason),
-        "running" | "exited" if !c.reason.is_empty() => format!("{text}: {}", first_line(&c.reason)),
+        "running" | "exited" | "ready" | "not-ready" if !c.reason.is_empty() => {
+            format!("{text}: {}", first_line(&c.reason))
+        }
         _ => text,
     }
 }
@@ -83,6 +87,9 @@ fn first_line(text: &str) -> &str {
 }
 
 fn command(c: &pb::Container, truncate: bool) -> String {
+    if c.sandbox {
+        return "(sandbox)".to_owned();
+    }
     let whole = c.command.join(" ");
     match whole.char_indices().nth(COMMAND_WIDTH) {
         Some((at, _)) if truncate => format!("{}…", &whole[..at]),
@@ -171,8 +178,8 @@ fn style(c: &pb::Container) -> Option<anstyle::Style> {
         "unreadable" | "incompatible" | "unresponsive" => Some(BAD),
         "paused" | "restarting" | "stopping" => Some(ODD),
         "exited" if c.exit_status != 0 => Some(ODD),
-        "running" if c.reason.is_empty() => Some(GOOD),
-        "running" => Some(ODD),
+        "running" | "ready" if c.reason.is_empty() => Some(GOOD),
+        "running" | "ready" => Some(ODD),
         _ => None,
     }
 }
@@ -323,6 +330,20 @@ CONTAINER ID  NAME  COMMAND       CREATED    STATUS                PID
     fn what_is_wrong_is_said_in_the_status() {
         let broken = pb::Container { status: "unreadable".into(), reason: "no JSON".into(), ..one("running") };
         assert!(table(&[broken], 0, SHORT, None).contains("unreadable: no JSON"));
+    }
+
+    #[test]
+    fn a_sandbox_is_shown_with_its_state_and_since_when() {
+        let sandbox = |status: &str| pb::Container { sandbox: true, status: status.into(), ..one("exited") };
+        for (shown, text) in [
+            (sandbox("ready"), "(sandbox) 1m30s ago ready 1m30s"),
+            (sandbox("not-ready"), "(sandbox) 1m30s ago not-ready 1m00s"),
+            (pb::Container { exited_at_unix_ns: 0, ..sandbox("not-ready") }, "(sandbox) 1m30s ago not-ready -"),
+        ] {
+            let table = table(&[shown], 91 * SECOND, SHORT, None);
+            let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains(text), "{table}");
+        }
     }
 
     #[test]

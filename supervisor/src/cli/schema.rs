@@ -41,7 +41,7 @@ pub(super) struct Container<'a> {
     manager: &'a str,
     command: &'a [String],
     /// restoring, preparing, created, running, paused, stopping, exited, restarting, removing, unresponsive, unreadable,
-    /// incompatible.
+    /// incompatible, ready, not-ready.
     status: &'a str,
     /// 0 for none; so for the shim's.
     pid: u32,
@@ -62,6 +62,8 @@ pub(super) struct Container<'a> {
     /// Empty if it does not wait for one.
     next_restart_at: String,
     labels: BTreeMap<&'a str, &'a str>,
+    /// It is no container but a pod's sandbox, which is ready or not.
+    sandbox: bool,
 }
 
 impl<'a> Container<'a> {
@@ -86,6 +88,7 @@ impl<'a> Container<'a> {
             restarts_in_a_row: c.restarts_in_a_row,
             next_restart_at: timestamp(c.next_restart_at_unix_ns),
             labels: c.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+            sandbox: c.sandbox,
         }
     }
 }
@@ -550,6 +553,7 @@ mod tests {
             "restart",
             "restarts",
             "restarts_in_a_row",
+            "sandbox",
             "shim_pid",
             "started_at",
             "status",

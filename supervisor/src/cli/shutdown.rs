@@ -71,7 +71,10 @@ fn settings(loaded: Result<Loaded, ConfigError>) -> Settings {
 
 /// Stops the containers of every containerd that is gone.
 async fn foreign(paths: &Paths) -> Part {
-    let stopped = foreign::stop_all(scan::foreign(paths, &boot_id()?)).await;
+    let mut containers = scan::foreign(paths, &boot_id()?);
+    // What holds a pod's namespaces has nothing to say and ends after those that use them.
+    containers.retain(|record| !record.sandbox);
+    let stopped = foreign::stop_all(containers).await;
     Ok(stopped.into_iter().map(pb::StoppedContainer::from).collect())
 }
 

@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 /// All that the figures are made of.
 #[derive(Debug)]
 pub struct Measured {
-    /// Of all managers, also those that do not run.
+    /// Of all managers, also those that do not run; sandboxes are among them.
     pub containers: Vec<pb::Container>,
     /// The supervisor.
     pub info: pb::InfoResponse,
@@ -56,7 +56,7 @@ impl Measured {
     }
 
     fn figures(&self) -> Vec<Figure> {
-        let mut figures = vec![self.build(), self.containers(), self.restarts(), self.restore()];
+        let mut figures = vec![self.build(), self.containers(), self.sandboxes(), self.restarts(), self.restore()];
         figures.extend(self.shims());
         figures.extend(self.memory());
         figures.extend(self.streams());
@@ -73,17 +73,18 @@ impl Measured {
     }
 
     fn containers(&self) -> Figure {
-        let mut counts: BTreeMap<(&str, &str), f64> = BTreeMap::new();
-        for one in &self.containers {
-            *counts.entry((&one.manager, &one.status)).or_default() += 1.0;
-        }
         Figure {
             name: "holdfast_containers",
             help: "Containers by manager (holdfastd, or the address of a containerd) and state",
-            samples: counts
-                .into_iter()
-                .map(|((manager, state), count)| Sample::Gauge(labels([("manager", manager), ("state", state)]), count))
-                .collect(),
+            samples: counted(self.containers.iter().filter(|one| !one.sandbox)),
+        }
+    }
+
+    fn sandboxes(&self) -> Figure {
+        Figure {
+            name: "holdfast_sandboxes",
+            help: "Sandboxes of pods by manager and state; only those that a client drives as such",
+            samples: counted(self.containers.iter().filter(|one| one.sandbox)),
         }
     }
 
@@ -205,6 +206,16 @@ impl Measured {
     }
 }
 
+/// How many there are of each manager in each state.
+fn counted<'a>(all: impl Iterator<Item = &'a pb::Container>) -> Vec<Sample> {
+    let mut counts: BTreeMap<(&str, &str), f64> = BTreeMap::new();
+    for one in all {
+        *counts.entry((&one.manager, &one.status)).or_default() += 1.0;
+    }
+    let sample = |((manager, state), count)| Sample::Gauge(labels([("manager", manager), ("state", state)]), count);
+    counts.into_iter().map(sample).collect()
+}
+
 fn named(container: &pb::Container) -> Labels {
     labels([("namespace", &container.namespace), ("id", &container.id), ("name", &container.name)])
 }
@@ -296,6 +307,7 @@ mod tests {
                 container("holdfastd", "b", "exited", 0),
                 container("/run/c.sock", "c", "running", 5),
                 container("/run/c.sock", "d", "exited", 0),
+                pb::Container { sandbox: true, ..container("/run/c.sock", "s", "ready", 8) },
             ],
             info: pb::InfoResponse {
                 version: "0.1.0".into(),
@@ -316,6 +328,7 @@ mod tests {
             "holdfast_containers{manager=\"holdfastd\",state=\"exited\"} 1.0",
             "holdfast_containers{manager=\"/run/c.sock\",state=\"running\"} 1.0",
             "holdfast_containers{manager=\"/run/c.sock\",state=\"exited\"} 1.0",
+            "holdfast_sandboxes{manager=\"/run/c.sock\",state=\"ready\"} 1.0",
             "holdfast_container_restarts{namespace=\"default\",id=\"a\",name=\"a-name\"} 3.0",
             "holdfast_restore_duration_seconds 0.0125",
             "holdfast_shim_resident_bytes{namespace=\"default\",id=\"a\",name=\"a-name\"} 3145728.0",

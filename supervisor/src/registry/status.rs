@@ -29,11 +29,15 @@ pub enum Status {
     Unreadable,
     /// Made by a newer holdfast.
     Incompatible,
+    /// It is a sandbox that containers can join.
+    Ready,
+    /// It is a sandbox that none can join: not started yet, or ended.
+    NotReady,
 }
 
 impl Status {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Restoring,
         Self::Preparing,
         Self::Created,
@@ -46,6 +50,8 @@ impl Status {
         Self::Unresponsive,
         Self::Unreadable,
         Self::Incompatible,
+        Self::Ready,
+        Self::NotReady,
     ];
 
     /// The word for it.
@@ -63,6 +69,8 @@ impl Status {
             Self::Unresponsive => "unresponsive",
             Self::Unreadable => "unreadable",
             Self::Incompatible => "incompatible",
+            Self::Ready => "ready",
+            Self::NotReady => "not-ready",
         }
     }
 
@@ -86,7 +94,7 @@ mod tests {
     /// The words of the comment above `field`, the next above that being `before`.
     fn documented(text: &str, before: &str, field: &str) -> Vec<String> {
         let comment = text.split_once(before).unwrap().1.split_once(field).unwrap().0;
-        let words = comment.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !word.is_empty());
+        let words = comment.split(|c: char| !c.is_ascii_alphabetic() && c != '-').filter(|word| !word.is_empty());
         let mut words: Vec<String> = words.map(str::to_owned).collect();
         words.sort_unstable();
         words

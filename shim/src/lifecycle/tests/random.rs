@@ -3,13 +3,16 @@
 //! The model is a machine: work that was begun ends some time later, well or badly; processes come into being before the
 //! call that makes them returns, and die whenever they like. It watches the effects and knows nothing of states.
 
+mod sandboxes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::sandboxes::Sandboxes;
 use super::table::VERBS;
 use super::words::{asker, broken, exit, process, task, words};
 use crate::lifecycle::{
-    Asker, CallId, Effect, Event, Exit, Input, Lifecycle, Outcome, Pid, ProcessId, Refusal, Reply, Request, TaskId,
-    Verb, Work,
+    Asker, CallId, Effect, Event, Exit, Input, Lifecycle, Outcome, Pid, ProcessId, Refusal, Reply, Request,
+    SandboxRequest, SandboxVerb, TaskId, Verb, Work,
 };
 
 const TASKS: [&str; 3] = ["a", "b", "c"];
@@ -69,6 +72,7 @@ struct Machine {
     /// Waits that may have been forgotten with their connection.
     forgotten: BTreeSet<u32>,
     told: BTreeMap<TaskId, TaskTold>,
+    sandboxes: Sandboxes,
     stopped: usize,
 }
 
@@ -84,12 +88,13 @@ impl Machine {
             answers: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             told: BTreeMap::new(),
+            sandboxes: Sandboxes::default(),
             stopped: 0,
         }
     }
 
     fn handle(&mut self, input: Input) {
-        let before: BTreeSet<TaskId> = self.life.ids().cloned().collect();
+        let before: BTreeSet<TaskId> = self.life.ids().cloned().chain(sandboxes::present(&self.life)).collect();
         if self.random.chance(20) {
             self.move_house();
         }
@@ -99,13 +104,15 @@ impl Machine {
         for effect in &effects {
             if let Some(task) = task_of(effect) {
                 assert!(
-                    before.contains(task) || self.life.contains(task),
+                    before.contains(task) || self.knows(task),
                     "an effect for an unknown task: {effect:?} after {input:?}"
                 );
                 // What is forgotten can neither be saved nor worked on; that it is gone can be told.
                 let tells = matches!(effect, Effect::Publish(_, Event::Deleted { .. }));
                 assert!(!forgotten.contains(task) || tells, "{effect:?} after the end of the task");
             }
+            let saves = saved.iter().any(|id| self.life.is_sandbox(id));
+            self.sandboxes.see(effect, saves, |id| self.alive.values().any(|(task, _)| task == id));
             match effect {
                 Effect::Save(task) => drop(saved.insert(task.clone())),
                 Effect::Forget(task) => {
@@ -136,8 +143,11 @@ impl Machine {
                 | Effect::Attach(asker, ..)
                 | Effect::ReopenLogs(asker, _)
                 | Effect::ReadPids { asker, .. }
-                | Effect::ReadStats(asker, _)
-                | Effect::ReadSandboxMetrics(asker, ..) => self.answer(*asker, None),
+                | Effect::ReadStats(asker, _) => self.answer(*asker, None),
+                Effect::ReadSandboxMetrics(asker, _, pid) => {
+                    assert!(self.alive.contains_key(pid), "figures of a pid that is somebody else's");
+                    self.answer(*asker, None);
+                }
                 Effect::Stop => {
                     assert!(self.life.is_empty(), "the shim ends with a task to look after");
                     self.stopped += 1;
@@ -145,10 +155,17 @@ impl Machine {
                 Effect::Adopt(..) | Effect::Release(..) | Effect::OutputEnds(..) | Effect::CountOomKills { .. } => {}
             }
         }
-        for gone in before.iter().filter(|id| !self.life.contains(id)) {
+        let gone: Vec<&TaskId> = before.iter().filter(|id| !self.knows(id)).collect();
+        for gone in gone {
             assert!(forgotten.contains(gone), "{gone} is gone and not forgotten");
             self.told.remove(gone);
         }
+        assert!(!self.life.ids().any(|id| self.life.is_sandbox(id)), "a task and a sandbox share a record");
+        self.sandboxes.check(&self.life);
+    }
+
+    fn knows(&self, id: &TaskId) -> bool {
+        self.life.contains(id) || self.life.is_sandbox(id)
     }
 
     /// Written down and read again at any point, it is the same.
@@ -168,11 +185,15 @@ impl Machine {
 
     fn begin(&mut self, call: CallId, task: &TaskId, work: &Work, asked: bool) {
         let subject = subject(work);
-        let beside =
-            self.begun.values().find(|b| b.asked && asked && b.task == *task && self::subject(&b.work) == subject);
+        // The limit of an end is there until its time comes, although the end has come before.
+        let is_limit = |b: &Begun| matches!(b.work, Work::EndHolder { .. });
+        let beside = self
+            .begun
+            .values()
+            .find(|b| b.asked && asked && b.task == *task && self::subject(&b.work) == subject && !is_limit(b));
         assert!(beside.is_none(), "{work:?} begins beside {:?}", beside.map(|b| &b.work));
         let process = match work {
-            Work::Create | Work::Restore => Some(ProcessId::Init),
+            Work::Create | Work::Restore | Work::HoldNamespaces => Some(ProcessId::Init),
             Work::ExecStart(process) => Some(process.clone()),
             _ => None,
         };
@@ -243,6 +264,19 @@ impl Machine {
         self.handle(Input::Request(request));
     }
 
+    fn ask_sandbox(&mut self, id: TaskId, verb: SandboxVerb) {
+        self.last_stream += 1;
+        self.answers.insert(self.last_stream, 0);
+        self.sandboxes.ask(&self.life, self.last_stream, id.clone(), verb);
+        let request = SandboxRequest { asker: asker(self.last_stream), id, verb, at_unix_ns: 1 };
+        self.handle(Input::Sandbox(request));
+    }
+
+    fn any_request_to_a_sandbox(&mut self) {
+        let (id, verb) = sandboxes::any_request(&mut self.random);
+        self.ask_sandbox(id, verb);
+    }
+
     fn any_request(&mut self) {
         let task = TASKS[self.random.below(TASKS.len())];
         let exec = if self.random.chance(50) { EXECS[self.random.below(EXECS.len())] } else { "" };
@@ -280,8 +314,19 @@ impl Machine {
     }
 
     fn ends(&mut self, call: CallId, failures: usize) {
-        let Begun { task, work, pid, .. } = self.begun.remove(&call).unwrap();
-        let outcome: Outcome = if self.random.chance(failures) { Err(broken()) } else { Ok(pid) };
+        let Begun { task, work, pid, asked } = self.begun.remove(&call).unwrap();
+        let fails = self.random.chance(failures);
+        if let Work::EndHolder { pid, .. } = work {
+            // Its outcome is the limit, which comes in any case.
+            if !fails {
+                self.dies(pid);
+            }
+            return self.handle(Input::Done { call, outcome: Err(broken()) });
+        }
+        let outcome: Outcome = if fails { Err(broken()) } else { Ok(pid) };
+        if work == Work::Unmount && !(fails && asked) {
+            self.sandboxes.unmounted(&task);
+        }
         // A call that fails leaves no process behind, and delete by force ends what there is.
         let by_force = matches!(work, Work::Delete { force: true } | Work::End(_)) && outcome.is_ok();
         let dead: Vec<Pid> = match (&outcome, pid) {
@@ -289,7 +334,8 @@ impl Machine {
             _ if by_force => self.alive.iter().filter(|(_, (t, _))| *t == task).map(|(pid, _)| *pid).collect(),
             _ => Vec::new(),
         };
-        let sooner = self.random.chance(50);
+        // A holder that fails is ended before that is told.
+        let sooner = self.random.chance(50) || work == Work::HoldNamespaces;
         if sooner {
             dead.iter().for_each(|pid| self.dies(*pid));
         }
@@ -310,6 +356,7 @@ impl Machine {
         }
         // All askers have the same connection; the waits among them are forgotten.
         self.forgotten.extend(self.answers.iter().filter(|(_, n)| **n == 0).map(|(stream, _)| *stream));
+        self.sandboxes.hung_up();
         self.handle(Input::Disconnected(1));
     }
 
@@ -317,7 +364,7 @@ impl Machine {
         (!all.is_empty()).then(|| all[self.random.below(all.len())])
     }
 
-    /// Lets all work end well, all processes die and all tasks be deleted.
+    /// Lets all work end well, all processes die, all tasks be deleted and the sandbox be shut down.
     fn wind_up(&mut self) {
         while !self.life.is_empty() || !self.begun.is_empty() || !self.alive.is_empty() {
             while let Some(call) = self.begun.keys().next().copied() {
@@ -329,6 +376,9 @@ impl Machine {
             let ids: Vec<TaskId> = self.life.ids().cloned().collect();
             for id in ids {
                 self.ask(&id.0, "", Verb::Delete);
+            }
+            if let Some(id) = sandboxes::present(&self.life) {
+                self.ask_sandbox(id, SandboxVerb::Shutdown);
             }
         }
     }
@@ -365,11 +415,13 @@ fn task_of(effect: &Effect) -> Option<&TaskId> {
 
 #[test]
 fn no_course_of_events_breaks_a_rule() {
+    let mut done = BTreeMap::new();
     for seed in 1..=40 {
         let mut machine = Machine::new(seed);
         for _ in 0..STEPS {
             match machine.random.below(100) {
-                0..60 => machine.any_request(),
+                0..50 => machine.any_request(),
+                50..60 => machine.any_request_to_a_sandbox(),
                 60..85 => machine.any_outcome(15),
                 85..95 => machine.any_death(),
                 95..97 => machine.any_lack_of_memory(),
@@ -382,5 +434,13 @@ fn no_course_of_events_breaks_a_rule() {
         let stops = machine.stopped;
         machine.ask(TASKS[0], "", Verb::Shutdown);
         assert_eq!(machine.stopped, stops + 1);
+        for (verb, count) in machine.sandboxes.done {
+            *done.entry(verb).or_insert(0) += count;
+        }
     }
+    // The courses do lead to each answer.
+    let often = |verb: &str| done.get(verb).is_some_and(|count| *count > 100);
+    let rare: Vec<_> =
+        ["create", "start", "stop", "wait for", "shut down", "refuse"].into_iter().filter(|v| !often(v)).collect();
+    assert_eq!(rare, [""; 0], "{done:?}");
 }
