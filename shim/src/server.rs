@@ -22,10 +22,10 @@ use ttrpc::proto::{Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE
 use crate::driver::Shim;
 use crate::frame::{self, Parsed};
 use crate::freeze::FdBag;
-use crate::lifecycle::Asker;
+use crate::lifecycle::{Asker, SandboxVerb};
 use crate::owned_task::OwnedTask;
 use crate::sys::ready;
-use crate::wire::{self, RpcError};
+use crate::wire::{self, Decoded, RpcError};
 
 /// How much is read from one connection before others have their turn, in bytes.
 const TURN: usize = 256 << 10;
@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     /// Answered, not yet written.
     outbox: Vec<u8>,
     last_stream: u32,
+    /// It was asked here that the sandbox be shut down.
+    ends_with_answer: bool,
     wake: Rc<Notify>,
     _task: OwnedTask,
 }
@@ -73,7 +75,7 @@ impl Connection {
         let wake = Rc::new(Notify::new());
         let task = OwnedTask::spawn(attend(shim.clone(), id, stream.clone(), wake.clone()));
         let (inbox, outbox) = (Vec::new(), Vec::new());
-        Ok(Self { stream, inbox, skip: 0, outbox, last_stream: 0, wake, _task: task })
+        Ok(Self { stream, inbox, skip: 0, outbox, last_stream: 0, ends_with_answer: false, wake, _task: task })
     }
 
     /// Queues a response and tries to write it at once.
@@ -87,6 +89,12 @@ impl Connection {
 
     pub(crate) fn has_unwritten(&self) -> bool {
         !self.outbox.is_empty()
+    }
+
+    /// Whether its client is to end it: clients in Go (ttrpc 1.2) that find an answer and the end of the connection in one
+    /// moment take either, and containerd 2.1 calls a sandbox's Shutdown failed that had no answer. A task's it does not.
+    pub(crate) fn is_to_be_ended_by_client(&self) -> bool {
+        self.ends_with_answer
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -250,7 +258,11 @@ fn handle_frame(shim: &Rc<Shim>, id: u64, header: MessageHeader, payload: Result
     // A defect must not leave its client waiting for ever.
     let handled = catch_unwind(AssertUnwindSafe(|| {
         match wire::decode_request(&request.service, &request.method, &request.payload) {
-            Ok(decoded) => shim.request(asker, decoded, u64::try_from(request.timeout_nano).unwrap_or(0)),
+            Ok(decoded) => {
+                let is_last = matches!(decoded, Decoded::Sandbox { verb: SandboxVerb::Shutdown, .. });
+                shim.with_connection(id, |c| c.ends_with_answer |= is_last);
+                shim.request(asker, decoded, u64::try_from(request.timeout_nano).unwrap_or(0));
+            }
             Err(error) => shim.respond(asker, Err(error)),
         }
     }));

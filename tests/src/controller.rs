@@ -1,7 +1,7 @@
 //! Sandboxes as containerd's own controller makes them, for a client that asks for one: the services
 //! `containerd.services.sandbox.v1.Store` and `.Controller`, spoken to directly. Since 1.7.
 //!
-//! Neither 1.7.24 nor 2.1.9 implements the Controller's Platform. And 1.7.24 says of whatever it has done that it cannot tell
+//! Platform is part of the service, and none of these versions implements it. And 1.7.24 says of whatever it has done that it cannot tell
 //! others of it, as its own topics do not begin with a slash: what it was to answer is lost with that.
 
 use std::fs;
@@ -26,10 +26,10 @@ pub mod api {
 
 use api::{
     Any, ControllerCreateRequest, ControllerCreateResponse, ControllerMetricsRequest, ControllerMetricsResponse,
-    ControllerShutdownRequest, ControllerShutdownResponse, ControllerStartRequest, ControllerStartResponse,
-    ControllerStatusRequest, ControllerStatusResponse, ControllerStopRequest, ControllerStopResponse,
-    ControllerWaitRequest, ControllerWaitResponse, Runtime, StoreCreateRequest, StoreCreateResponse,
-    StoreDeleteRequest, StoreDeleteResponse,
+    ControllerPlatformRequest, ControllerPlatformResponse, ControllerShutdownRequest, ControllerShutdownResponse,
+    ControllerStartRequest, ControllerStartResponse, ControllerStatusRequest, ControllerStatusResponse,
+    ControllerStopRequest, ControllerStopResponse, ControllerWaitRequest, ControllerWaitResponse, Runtime,
+    StoreCreateRequest, StoreCreateResponse, StoreDeleteRequest, StoreDeleteResponse,
 };
 
 /// The controller that leaves sandboxes to shims.
@@ -171,6 +171,14 @@ impl<'a> Sandbox<'a> {
     #[track_caller]
     pub fn status(&self) -> ControllerStatusResponse {
         self.try_status().unwrap_or_else(|e| panic!("Controller/Status: {e}\n{}", self.containerd.log_tail()))
+    }
+
+    /// Platform; the code of the answer.
+    pub fn platform(&self) -> u32 {
+        let (sandbox_id, sandboxer) = self.named();
+        let request = ControllerPlatformRequest { sandbox_id, sandboxer, ..ControllerPlatformRequest::default() };
+        let answer = self.call::<ControllerPlatformResponse>("Controller/Platform", &request);
+        answer.map_or_else(|e| e.code(), |_| code::OK)
     }
 
     /// Metrics: the type of the figures that come. None where containerd has no such call yet, and has said so.

@@ -30,6 +30,8 @@ pub enum CallError {
 
 /// The codes of refusals that tests expect.
 pub mod code {
+    /// It was done.
+    pub const OK: u32 = 0;
     /// What is asked for makes no sense.
     pub const INVALID_ARGUMENT: u32 = 3;
     /// The call, or what it asked for, took too long.

@@ -31,7 +31,9 @@ fn ready(world: &FakeWorld) -> (Bundle, Shim, Sandbox) {
 
 /// It has answered ShutdownSandbox: the shim goes, and leaves nothing.
 #[track_caller]
-fn assert_gone(world: &FakeWorld, shim: Shim) {
+/// After the shutdown, and the end of the connection that asked for it.
+fn assert_gone(world: &FakeWorld, shim: Shim, asker: Sandbox) {
+    drop(asker);
     shim.process().wait_gone();
     assert!(!shim.socket().exists());
     assert_eq!(world.scene.run_files_but_events(), Vec::<String>::new());
@@ -90,7 +92,7 @@ fn a_whole_life() {
     sandbox.stop(0).unwrap();
     assert_eq!(sandbox.wait().unwrap(), exit);
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
     assert!(world.runtime.calls_of("create").is_empty(), "an OCI runtime has no part in it");
 }
 
@@ -163,6 +165,7 @@ fn every_request_in_every_state_has_its_code() {
             if verb != "shutdown" {
                 sandbox.shutdown().unwrap();
             }
+            drop(sandbox);
             shim.process().wait_gone();
         }
     }
@@ -178,7 +181,7 @@ fn a_wait_ends_with_a_holder_that_is_killed() {
     assert_eq!(sandbox.connection.finish::<WaitSandboxResponse>(wait).unwrap().exit_status, 137);
     assert_eq!(sandbox.status(false).unwrap().state, NOT_READY);
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -190,7 +193,7 @@ fn a_holder_that_does_not_heed_is_killed_when_its_time_is_over() {
     sandbox.stop(1).unwrap();
     assert_eq!(sandbox.wait().unwrap().exit_status, 137);
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -206,7 +209,17 @@ fn a_shutdown_ends_what_runs_and_answers_who_waits() {
     sandbox.shutdown().unwrap();
     assert_eq!(other.finish::<WaitSandboxResponse>(wait).unwrap().exit_status, 0);
     holder.wait_gone();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
+}
+
+/// Clients in Go that find an answer and the end of the connection in one moment may see the end alone.
+#[test]
+fn the_connection_that_asked_for_the_shutdown_is_the_clients_to_end() {
+    let world = FakeWorld::new();
+    let (_bundle, shim, mut sandbox) = ready(&world);
+    sandbox.shutdown().unwrap();
+    assert_eq!(sandbox.ping().unwrap_err().code(), Code::NOT_FOUND);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -221,7 +234,7 @@ fn what_cannot_be_made_is_refused_and_leaves_a_shim_that_can_be_shut_down() {
     assert_eq!(sandbox.create_with(Vec::new(), "relative").unwrap_err().code(), Code::UNIMPLEMENTED);
     // As containerd's controller does then.
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -236,7 +249,7 @@ fn a_namespace_that_is_not_there_is_named_and_the_start_can_be_repeated() {
     }
     assert_eq!(sandbox.status(false).unwrap().pid, 0);
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -274,7 +287,7 @@ fn a_shutdown_of_the_tasks_leaves_the_sandbox() {
     sandbox.ping().unwrap();
     assert!(shim.socket().exists());
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -288,7 +301,7 @@ fn one_shim_makes_one_sandbox_and_ids_are_shared_with_tasks() {
     assert_eq!(shim.create(&Stdio::none()).unwrap_err().code(), Code::ALREADY_EXISTS);
     assert_eq!(shim.state("").unwrap_err().code(), Code::NOT_FOUND);
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -306,7 +319,7 @@ fn the_record_says_that_it_is_a_sandbox_and_how_it_is() {
     sandbox.stop(0).unwrap();
     assert_eq!(record(&world)["processes"][0]["exit"]["status"], 0);
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -343,7 +356,7 @@ fn delete_lets_a_shim_that_lives_shut_it_down() {
     let holder = sandbox.run();
     world.launch(&bundle).delete();
     holder.wait_gone();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -354,7 +367,7 @@ fn delete_after_a_shutdown_changes_nothing() {
     sandbox.shutdown().unwrap();
     shim.process().wait_gone();
     assert_eq!(world.launch(&bundle).delete().exit_status, 0);
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]
@@ -367,7 +380,7 @@ fn a_sandbox_without_a_specification_can_be_created() {
     sandbox.create().unwrap();
     sandbox.stop(0).unwrap();
     sandbox.shutdown().unwrap();
-    assert_gone(&world, shim);
+    assert_gone(&world, shim, sandbox);
 }
 
 #[test]

@@ -79,6 +79,8 @@ fn a_client_that_drives_the_controller_has_a_sandbox_from_create_to_shutdown(rea
     assert_ready(&sandbox, &holder);
     assert_ne!(sandbox.status().created_at.seconds, 0);
     let shim = sandbox.shim();
+    // The shim has it (`sandbox.rs`), containerd does not hand the question on.
+    assert_eq!(sandbox.platform(), code::UNIMPLEMENTED);
     if let Some(kind) = sandbox.metrics_type() {
         assert!(kind.ends_with(".Metrics"), "{kind:?}");
     }

@@ -53,6 +53,10 @@ use crate::wire::{self, Body, Chosen, Decoded, RpcError};
 
 /// How long all events and answers may take to get out at the end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often it is looked, at the end, whether what is waited for has come.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long, at the end, clients may take to end their connections that are theirs to end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long nothing must happen before the shim gives back what it does not need at rest.
 const QUIET: Duration = Duration::from_millis(500);
 /// How long a shim that nobody is connected to, and in which nothing runs, waits for somebody to come: a Shutdown that was
@@ -233,6 +237,7 @@ impl Shim {
             if said.is_err() {
                 tracing::warn!("ending with events or answers that nobody took, or loggers or spills that did not go");
             }
+            let _ = tokio::time::timeout(FAREWELL, all_ended_by_clients(me.clone())).await;
             if let Some(shim) = me.upgrade() {
                 shim.state.borrow_mut().kill_ending_loggers();
                 shim.ended.notify_one();
@@ -526,7 +531,17 @@ async fn all_said(shim: Weak<Shim>) {
                 return;
             }
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until clients have ended the connections that are theirs to end.
+async fn all_ended_by_clients(shim: Weak<Shim>) {
+    while shim
+        .upgrade()
+        .is_some_and(|shim| shim.state.borrow().connections.values().any(Connection::is_to_be_ended_by_client))
+    {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
