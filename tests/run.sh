@@ -34,16 +34,14 @@ ring_of() {
     echo "${ring:-2}"
 }
 
-# The cargo calls of a ring of integration tests, one line for each package.
-calls_of_ring() {
-    local crate file args
-    for crate in proto shim supervisor tests; do
-        args=
-        for file in "$crate"/tests/*.rs; do
-            [ -e "$file" ] || continue
-            [ "$(ring_of "$file")" != "$1" ] || args+=" --test $(basename "$file" .rs)"
-        done
-        [ -z "$args" ] || echo "-p holdfast-$crate$args"
+# The files of a ring of integration tests, those that take longest first.
+files_of_ring() {
+    local name
+    for name in runtime_parity docker_live_restore pods_under_cri containerd_restart docker; do
+        [ "$(ring_of "tests/tests/$name.rs")" != "$1" ] || echo "$name"
+    done
+    for file in tests/tests/*.rs; do
+        [ "$(ring_of "$file")" != "$1" ] || basename "$file" .rs
     done
 }
 
@@ -58,6 +56,35 @@ run() {
     [ "${PIPESTATUS[0]}" = 0 ] || failed_runs+=("cargo test $*")
 }
 
+# The integration tests of a ring. As many executables at a time as there are processors, each of as many tests: with one
+# after another most processors would wait for the last test of each. What one printed is shown when it has ended.
+run_ring() {
+    local built=target/tests-built.txt names=target/tests-wanted.txt
+    echo "+ cargo test -p holdfast-tests --tests --no-run"
+    if ! cargo test --locked -p holdfast-tests --tests --no-run </dev/null >"$built" 2>&1; then
+        tee -a "$log" <"$built"
+        failed_runs+=("cargo test --no-run")
+        return
+    fi
+    files_of_ring "$1" | awk '!seen[$0]++' >"$names"
+    rm -f target/tests-failed.txt
+    export log built
+    # shellcheck disable=SC2016 # for the inner shell
+    xargs -P "$(nproc)" -I NAME "${with_signals[@]}" bash -uo pipefail -c '
+        program=$(sed -n "s|.*Executable tests/NAME.rs (\(.*\))\$|\1|p" "$built")
+        out=$(mktemp target/test-NAME.XXXXXX)
+        "$program" </dev/null >"$out" 2>&1 || echo NAME >>target/tests-failed.txt
+        {
+            flock 9
+            echo "+ $program"
+            cat "$out"
+        } 9>>target/tests-built.txt | tee -a "$log"
+        rm -f "$out"' <"$names"
+    while read -r name; do
+        failed_runs+=("tests/tests/$name.rs")
+    done < <(cat target/tests-failed.txt 2>/dev/null)
+}
+
 for ring in $rings; do
     started=$SECONDS
     case $ring in
@@ -65,21 +92,21 @@ for ring in $rings; do
         echo "== ring 1: pure"
         rm -f target/traps.txt
         run --workspace --lib --bins
+        run_ring 1
         ;;
-    2) echo "== ring 2: fake runtime" ;;
+    2)
+        echo "== ring 2: fake runtime"
+        run_ring 2
+        ;;
     3)
         echo "== ring 3: real runtimes and managers"
-        # They wait more than they work, for other programs: more of them at a time than processors.
-        export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
+        run_ring 3
         ;;
     *)
         echo "run.sh: no ring $ring" >&2
         exit 2
         ;;
     esac
-    while read -r -a args; do
-        run "${args[@]}"
-    done < <(calls_of_ring "$ring")
     echo "== ring $ring took $((SECONDS - started)) s"
 done
 

@@ -177,7 +177,11 @@ fn what_was_written_while_nobody_was_there_is_complete_for_the_next_until_delete
     shim.run(&stdio);
     assert_eq!(shim.wait_status(""), 5);
     shim.delete("").unwrap();
-    assert_eq!(kept(&world), Vec::<String>::new(), "nobody can come for it any more");
+    // A disk that hangs must not hold up Delete: the files go beside it.
+    eventually("nobody can come for it any more", || match kept(&world) {
+        left if left.is_empty() => Ok(()),
+        left => Err(left),
+    });
     shim.shutdown();
 }
 
