@@ -18,6 +18,8 @@ use crate::process::{self, Process};
 use crate::programs::{self, Version};
 use crate::{Scene, eventually, until};
 
+pub mod stream;
+
 /// The messages of the interface, from `protos/cri.proto`.
 #[allow(warnings)] // generated
 pub mod api {
