@@ -289,9 +289,21 @@ impl<'a> Pod<'a> {
     /// If there is none.
     #[track_caller]
     pub fn shim(&self) -> Process {
+        Process::of(self.shim_pid())
+    }
+
+    #[track_caller]
+    fn shim_pid(&self) -> u32 {
         let shims = self.cri.shims();
         let of_pod = shims.iter().find(|pid| process::describe(**pid).contains(&self.id));
-        Process::of(*of_pod.unwrap_or_else(|| panic!("no shim of {} among {shims:?}", self.id)))
+        *of_pod.unwrap_or_else(|| panic!("no shim of {} among {shims:?}", self.id))
+    }
+
+    /// The first processes of all that is in it.
+    #[track_caller]
+    pub fn processes(&self) -> Vec<u32> {
+        let shim = self.shim_pid();
+        process::all().into_iter().filter(|pid| process::parent(*pid) == Some(shim)).collect()
     }
 
     /// Whether it is there and ready for containers; `None` if there is no such pod.
@@ -337,8 +349,17 @@ impl PodContainer<'_> {
     /// Starts it.
     #[track_caller]
     pub fn start(&self) {
+        let log_tail = || self.cri.containerd.log_tail();
+        self.try_start().unwrap_or_else(|e| panic!("StartContainer: {e}\n{}", log_tail()));
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn try_start(&self) -> Result<(), CallError> {
         let request = StartContainerRequest { container_id: self.id.clone(), ..StartContainerRequest::default() };
-        self.cri.ok::<StartContainerResponse>("StartContainer", &request);
+        self.cri.call::<StartContainerResponse>("StartContainer", &request).map(drop)
     }
 
     /// Its status.

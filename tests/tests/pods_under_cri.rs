@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
-use holdfast_tests::cri::api::{LinuxContainerResources, NamespaceMode, PodSandboxConfig};
+use holdfast_tests::container::Oci;
+use holdfast_tests::cri::api::{IDMapping, LinuxContainerResources, NamespaceMode, PodSandboxConfig, UserNamespace};
 use holdfast_tests::cri::{self, Cri, Pod, PodContainer};
 use holdfast_tests::grpc::code;
 use holdfast_tests::matrix::Real;
@@ -18,8 +19,10 @@ holdfast_tests::matrix!(
     a_container_of_a_pod_runs_to_its_end,
     containers_of_a_pod_share_a_shim_and_go_one_by_one,
     namespaces_are_shared_as_the_pod_has_it,
+    a_pods_own_users_are_nobody_outside,
     what_a_container_leaves_in_a_shared_pid_namespace_is_killed,
     lack_of_memory_in_one_container_leaves_the_others_alone,
+    a_score_for_lack_of_memory_is_the_one_that_was_asked_for,
     an_exec_tells_its_output_and_status_and_ends_in_time,
     a_log_that_is_reopened_misses_no_line,
     a_terminal_of_a_container_is_logged,
@@ -151,6 +154,67 @@ fn namespaces_are_shared_as_the_pod_has_it(real: &Real<'_>) {
     cri.finish();
 }
 
+fn with_own_users(config: PodSandboxConfig) -> PodSandboxConfig {
+    let mut config = with_own_network(config);
+    let map = |host_id| vec![IDMapping { host_id, length: 65_536, ..IDMapping::default() }];
+    let users = UserNamespace {
+        mode: NamespaceMode::POD.into(),
+        uids: map(FIRST_USER),
+        gids: map(FIRST_GROUP),
+        ..UserNamespace::default()
+    };
+    let options = &mut config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options;
+    options.as_mut().unwrap().userns_options = protobuf::MessageField::some(users);
+    config
+}
+
+/// Who root is outside.
+const FIRST_USER: u32 = 200_000;
+const FIRST_GROUP: u32 = 300_000;
+
+/// containerd 1.6 gives such a pod the host's users and does not say so. 2.x wants mounts with mapped owners, which neither
+/// holdfast-oci nor runc before 1.2 makes; and of a runtime whose type is not runc's own it does not understand options then.
+fn a_pods_own_users_are_nobody_outside(real: &Real<'_>) {
+    let cri = start(real);
+    // As the daemon's directories are on a machine: everybody may pass.
+    for dir in ["", "containerd"] {
+        fs::set_permissions(real.scene.path(dir), fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let pod = cri.run_pod_with(with_own_users(cri.pod_config("pod")));
+    let users = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+    let host = users(std::process::id());
+    if real.containerd.version() < Version::V1_7 {
+        assert_eq!(users(pod.run("a", SLEEPER).pid()), host);
+        return cri.finish();
+    }
+    let first = pod.processes();
+    assert!(first.len() == 1 && users(first[0]) != host, "{first:?}");
+    let map = |kind: &str, pid: u32| fs::read_to_string(format!("/proc/{pid}/{kind}_map")).unwrap();
+    assert_eq!(map("uid", first[0]).split_whitespace().collect::<Vec<_>>(), ["0", "200000", "65536"]);
+    assert_eq!(map("gid", first[0]).split_whitespace().collect::<Vec<_>>(), ["0", "300000", "65536"]);
+    if real.containerd.version() >= Version::V2_1 {
+        let refusal = pod.create("a", SLEEPER).try_start().unwrap_err().to_string();
+        let expected = match real.cell.oci {
+            Oci::HoldfastOci => "idmap mounts not supported",
+            Oci::Runc | Oci::Crun => "can't unmarshal type \"runtimeoptions.v1.Options\"",
+        };
+        assert!(refusal.contains(expected), "{refusal}");
+        return cri.finish();
+    }
+    let (a, b) = (pod.run("a", SLEEPER), pod.run("b", "echo out; exec /bin/sleep 1000"));
+    b.wait_for_line("out");
+    for container in [&a, &b] {
+        assert_eq!(users(container.pid()), users(first[0]));
+    }
+    assert_eq!(a.exec("id -u; id -g; : >/file; echo shared >/dev/shm/file").1, "0\n0\n");
+    assert_eq!(b.exec("cat /dev/shm/file").1, "shared\n");
+    let outside = fs::metadata(a.rootfs().join("file")).unwrap();
+    assert_eq!((outside.uid(), outside.gid()), (FIRST_USER, FIRST_GROUP));
+    a.stop(0);
+    assert_eq!(a.wait().0, 137);
+    cri.finish();
+}
+
 fn what_a_container_leaves_in_a_shared_pid_namespace_is_killed(real: &Real<'_>) {
     let cri = start(real);
     let pod = cri.run_pod_with(with_shared_pids(cri.pod_config("pod")));
@@ -198,6 +262,26 @@ fn lack_of_memory_in_one_container_leaves_the_others_alone(real: &Real<'_>) {
     assert_eq!(other.exec("echo here").1, "here\n");
     other.stop(0);
     assert_eq!(other.wait(), (137, "Error".into()));
+    cri.finish();
+}
+
+/// Without the right to lower them, scores are the daemon's own at least: so the plugin is configured.
+fn a_score_for_lack_of_memory_is_the_one_that_was_asked_for(real: &Real<'_>) {
+    let cri = start(real);
+    let score =
+        |pid: u32| -> i64 { fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap() };
+    let own = score(std::process::id());
+    let pod = cri.run_pod("pod");
+    assert_eq!(pod.processes().into_iter().map(score).collect::<Vec<_>>(), [own], "it asks for less");
+    for (name, asked, expected) in [("higher", 700, 700), ("lower", -500, own)] {
+        let container = pod.create_with(name, SLEEPER, |config| {
+            let resources = LinuxContainerResources { oom_score_adj: asked, ..LinuxContainerResources::default() };
+            config.linux.as_mut().unwrap().resources = protobuf::MessageField::some(resources);
+        });
+        container.start();
+        assert_eq!(score(container.pid()), expected, "{name}");
+        assert_eq!(container.exec("cat /proc/self/oom_score_adj").1, format!("{expected}\n"), "{name}");
+    }
     cri.finish();
 }
 
@@ -365,7 +449,7 @@ fn pod_to_lose<'a>(cri: &'a Cri<'a>) -> (Pod<'a>, [PodContainer<'a>; 2], Process
     let pod = cri.run_pod("pod");
     let containers = ["a", "b"].map(|name| pod.run(name, SLEEPER));
     let shim = pod.shim();
-    let pids = process::all().into_iter().filter(|pid| process::parent(*pid) == Some(shim.pid())).collect::<Vec<_>>();
+    let pids = pod.processes();
     assert_eq!(pids.len(), 3, "{:?}", pids.iter().map(|pid| process::describe(*pid)).collect::<Vec<_>>());
     (pod, containers, shim, pids)
 }
