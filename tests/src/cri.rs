@@ -18,6 +18,8 @@ use crate::process::{self, Process};
 use crate::programs::{self, Version};
 use crate::{Scene, eventually, until};
 
+pub mod stream;
+
 /// The messages of the interface, from `protos/cri.proto`.
 #[allow(warnings)] // generated
 pub mod api {
@@ -56,11 +58,22 @@ impl<'a> Cri<'a> {
         Self::with_program(containerd, (oci != Oci::HoldfastOci).then(|| oci.program()).as_deref())
     }
 
+    /// As [`Cri::start`], with systemd to make the control groups.
+    #[track_caller]
+    pub fn start_with_systemd(containerd: &'a Containerd<'a>, oci: Oci) -> Self {
+        Self::configured(containerd, Some(&oci.program()), "\nSystemdCgroup = true")
+    }
+
     /// As [`Cri::start`], with the program at a path as the OCI runtime, or the shim's own choice.
     #[track_caller]
     pub fn with_program(containerd: &'a Containerd<'a>, program: Option<&Path>) -> Self {
+        Self::configured(containerd, program, "")
+    }
+
+    #[track_caller]
+    fn configured(containerd: &'a Containerd<'a>, program: Option<&Path>, more: &str) -> Self {
         write_network(containerd.scene());
-        containerd.restart_with_cri(&sections(containerd, program));
+        containerd.restart_with_cri(&sections(containerd, program, more));
         let cri = Self { containerd };
         cri.wait_until_ready();
         image::import_into(containerd, NAMESPACE);
@@ -287,9 +300,21 @@ impl<'a> Pod<'a> {
     /// If there is none.
     #[track_caller]
     pub fn shim(&self) -> Process {
+        Process::of(self.shim_pid())
+    }
+
+    #[track_caller]
+    fn shim_pid(&self) -> u32 {
         let shims = self.cri.shims();
         let of_pod = shims.iter().find(|pid| process::describe(**pid).contains(&self.id));
-        Process::of(*of_pod.unwrap_or_else(|| panic!("no shim of {} among {shims:?}", self.id)))
+        *of_pod.unwrap_or_else(|| panic!("no shim of {} among {shims:?}", self.id))
+    }
+
+    /// The first processes of all that is in it.
+    #[track_caller]
+    pub fn processes(&self) -> Vec<u32> {
+        let shim = self.shim_pid();
+        process::all().into_iter().filter(|pid| process::parent(*pid) == Some(shim)).collect()
     }
 
     /// Whether it is there and ready for containers; `None` if there is no such pod.
@@ -335,8 +360,17 @@ impl PodContainer<'_> {
     /// Starts it.
     #[track_caller]
     pub fn start(&self) {
+        let log_tail = || self.cri.containerd.log_tail();
+        self.try_start().unwrap_or_else(|e| panic!("StartContainer: {e}\n{}", log_tail()));
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn try_start(&self) -> Result<(), CallError> {
         let request = StartContainerRequest { container_id: self.id.clone(), ..StartContainerRequest::default() };
-        self.cri.ok::<StartContainerResponse>("StartContainer", &request);
+        self.cri.call::<StartContainerResponse>("StartContainer", &request).map(drop)
     }
 
     /// Its status.
@@ -521,9 +555,10 @@ fn image_spec() -> MessageField<ImageSpec> {
     MessageField::some(ImageSpec { image: IMAGE.into(), ..ImageSpec::default() })
 }
 
-/// The configuration of the plugin: what README shows, and what makes it private and lets it run on any machine.
+/// The configuration of the plugin: what README shows, and what makes it private and lets it run on any machine. `more` are
+/// lines for the options of a program.
 #[track_caller]
-fn sections(containerd: &Containerd<'_>, program: Option<&Path>) -> String {
+fn sections(containerd: &Containerd<'_>, program: Option<&Path>, more: &str) -> String {
     let scene = containerd.scene();
     let (plugins, conf) = (scene.path("cni/bin"), scene.path("cni/conf"));
     // Without CAP_SYS_RESOURCE nothing may have a lower score than who starts it.
@@ -556,10 +591,11 @@ fn sections(containerd: &Containerd<'_>, program: Option<&Path>) -> String {
             Version::V2_1 => "2.x",
         };
         let file = scene.path("runtime.toml");
-        let options = with_program(&readme_snippet(RUNTIME_OPTIONS), scene, program);
+        let options = with_program(&readme_snippet(RUNTIME_OPTIONS), scene, program, more);
         fs::write(&file, options).expect("the scene is writable");
         let snippet = readme_snippet(&format!("# its OCI runtime, containerd {series}"));
-        text += &with_program(&snippet, scene, program).replace("\"/etc/holdfast/runc.toml\"", &format!("{file:?}"));
+        text +=
+            &with_program(&snippet, scene, program, more).replace("\"/etc/holdfast/runc.toml\"", &format!("{file:?}"));
     }
     text
 }
@@ -568,8 +604,8 @@ fn sections(containerd: &Containerd<'_>, program: Option<&Path>) -> String {
 const RUNTIME_OPTIONS: &str = "BinaryName = \"/usr/sbin/runc\"";
 
 /// Runtime options of README with a program in the place of runc, whose state is in the scene.
-fn with_program(text: &str, scene: &Scene, program: &Path) -> String {
-    let name = format!("BinaryName = {program:?}\nRoot = {:?}", scene.path("oci-root"));
+fn with_program(text: &str, scene: &Scene, program: &Path, more: &str) -> String {
+    let name = format!("BinaryName = {program:?}\nRoot = {:?}{more}", scene.path("oci-root"));
     text.replace(RUNTIME_OPTIONS, &name)
 }
 

@@ -2,28 +2,34 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{fs, thread};
 
-use holdfast_tests::cri::api::{LinuxContainerResources, NamespaceMode, PodSandboxConfig};
+use holdfast_tests::container::Oci;
+use holdfast_tests::cri::api::{IDMapping, LinuxContainerResources, NamespaceMode, PodSandboxConfig, UserNamespace};
 use holdfast_tests::cri::{self, Cri, Pod, PodContainer};
 use holdfast_tests::grpc::code;
 use holdfast_tests::matrix::Real;
 use holdfast_tests::process::{self, Process, until_gone};
 use holdfast_tests::programs::Version;
-use holdfast_tests::{eventually, gate};
+use holdfast_tests::skip::skip;
+use holdfast_tests::{eventually, gate, matrix};
 
 holdfast_tests::matrix!(
     a_container_of_a_pod_runs_to_its_end,
     containers_of_a_pod_share_a_shim_and_go_one_by_one,
     namespaces_are_shared_as_the_pod_has_it,
+    a_pods_own_users_are_nobody_outside,
     what_a_container_leaves_in_a_shared_pid_namespace_is_killed,
     lack_of_memory_in_one_container_leaves_the_others_alone,
+    a_score_for_lack_of_memory_is_the_one_that_was_asked_for,
     an_exec_tells_its_output_and_status_and_ends_in_time,
     a_log_that_is_reopened_misses_no_line,
     a_terminal_of_a_container_is_logged,
     a_pods_figures_are_told_and_its_limits_changed,
+    a_pods_control_groups_are_made_by_systemd,
     a_container_is_stopped_by_its_signal_and_then_by_force,
     a_pod_outlives_containerd_and_its_log_misses_no_line,
     a_pod_whose_shim_was_killed_is_cleaned_up,
@@ -151,6 +157,67 @@ fn namespaces_are_shared_as_the_pod_has_it(real: &Real<'_>) {
     cri.finish();
 }
 
+fn with_own_users(config: PodSandboxConfig) -> PodSandboxConfig {
+    let mut config = with_own_network(config);
+    let map = |host_id| vec![IDMapping { host_id, length: 65_536, ..IDMapping::default() }];
+    let users = UserNamespace {
+        mode: NamespaceMode::POD.into(),
+        uids: map(FIRST_USER),
+        gids: map(FIRST_GROUP),
+        ..UserNamespace::default()
+    };
+    let options = &mut config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options;
+    options.as_mut().unwrap().userns_options = protobuf::MessageField::some(users);
+    config
+}
+
+/// Who root is outside.
+const FIRST_USER: u32 = 200_000;
+const FIRST_GROUP: u32 = 300_000;
+
+/// containerd 1.6 gives such a pod the host's users and does not say so. 2.x wants mounts with mapped owners, which neither
+/// holdfast-oci nor runc before 1.2 makes; and of a runtime whose type is not runc's own it does not understand options then.
+fn a_pods_own_users_are_nobody_outside(real: &Real<'_>) {
+    let cri = start(real);
+    // As the daemon's directories are on a machine: everybody may pass.
+    for dir in ["", "containerd"] {
+        fs::set_permissions(real.scene.path(dir), fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let pod = cri.run_pod_with(with_own_users(cri.pod_config("pod")));
+    let users = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+    let host = users(std::process::id());
+    if real.containerd.version() < Version::V1_7 {
+        assert_eq!(users(pod.run("a", SLEEPER).pid()), host);
+        return cri.finish();
+    }
+    let first = pod.processes();
+    assert!(first.len() == 1 && users(first[0]) != host, "{first:?}");
+    let map = |kind: &str, pid: u32| fs::read_to_string(format!("/proc/{pid}/{kind}_map")).unwrap();
+    assert_eq!(map("uid", first[0]).split_whitespace().collect::<Vec<_>>(), ["0", "200000", "65536"]);
+    assert_eq!(map("gid", first[0]).split_whitespace().collect::<Vec<_>>(), ["0", "300000", "65536"]);
+    if real.containerd.version() >= Version::V2_1 {
+        let refusal = pod.create("a", SLEEPER).try_start().unwrap_err().to_string();
+        let expected = match real.cell.oci {
+            Oci::HoldfastOci => "idmap mounts not supported",
+            Oci::Runc | Oci::Crun => "can't unmarshal type \"runtimeoptions.v1.Options\"",
+        };
+        assert!(refusal.contains(expected), "{refusal}");
+        return cri.finish();
+    }
+    let (a, b) = (pod.run("a", SLEEPER), pod.run("b", "echo out; exec /bin/sleep 1000"));
+    b.wait_for_line("out");
+    for container in [&a, &b] {
+        assert_eq!(users(container.pid()), users(first[0]));
+    }
+    assert_eq!(a.exec("id -u; id -g; : >/file; echo shared >/dev/shm/file").1, "0\n0\n");
+    assert_eq!(b.exec("cat /dev/shm/file").1, "shared\n");
+    let outside = fs::metadata(a.rootfs().join("file")).unwrap();
+    assert_eq!((outside.uid(), outside.gid()), (FIRST_USER, FIRST_GROUP));
+    a.stop(0);
+    assert_eq!(a.wait().0, 137);
+    cri.finish();
+}
+
 fn what_a_container_leaves_in_a_shared_pid_namespace_is_killed(real: &Real<'_>) {
     let cri = start(real);
     let pod = cri.run_pod_with(with_shared_pids(cri.pod_config("pod")));
@@ -198,6 +265,29 @@ fn lack_of_memory_in_one_container_leaves_the_others_alone(real: &Real<'_>) {
     assert_eq!(other.exec("echo here").1, "here\n");
     other.stop(0);
     assert_eq!(other.wait(), (137, "Error".into()));
+    cri.finish();
+}
+
+/// Without the right to lower them, scores are the daemon's own at least: so the plugin is configured.
+fn a_score_for_lack_of_memory_is_the_one_that_was_asked_for(real: &Real<'_>) {
+    let cri = start(real);
+    let score =
+        |pid: u32| -> i64 { fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap() };
+    let own = score(std::process::id());
+    let pod = cri.run_pod("pod");
+    assert_eq!(pod.processes().into_iter().map(score).collect::<Vec<_>>(), [own], "it asks for less");
+    for (name, asked, expected) in [("higher", 700, 700), ("lower", -500, own)] {
+        let container = pod.create_with(name, SLEEPER, |config| {
+            let resources = LinuxContainerResources { oom_score_adj: asked, ..LinuxContainerResources::default() };
+            config.linux.as_mut().unwrap().resources = protobuf::MessageField::some(resources);
+        });
+        container.start();
+        assert_eq!(score(container.pid()), expected, "{name}");
+        // crun leaves an exec that of whoever starts it.
+        if real.cell.oci != Oci::Crun {
+            assert_eq!(container.exec("cat /proc/self/oom_score_adj").1, format!("{expected}\n"), "{name}");
+        }
+    }
     cri.finish();
 }
 
@@ -310,6 +400,54 @@ fn a_pods_figures_are_told_and_its_limits_changed(real: &Real<'_>) {
     cri.finish();
 }
 
+/// Something of a unit, as systemd knows it.
+#[track_caller]
+fn unit(name: &str, property: &str) -> String {
+    let output = process::run(Command::new("systemctl").args(["show", "--value", "--property", property, name]));
+    String::from_utf8_lossy(&output.stdout).trim().into()
+}
+
+fn a_pods_control_groups_are_made_by_systemd(real: &Real<'_>) {
+    if !Path::new("/run/systemd/system").exists() || matrix::cgroup_mode() != "unified" {
+        return skip("needs systemd as PID 1 and nothing but cgroup v2");
+    }
+    let cri = Cri::start_with_systemd(&real.containerd, real.cell.oci);
+    let slice = format!("{}.slice", real.scene.id().replace('-', "_"));
+    let mut config = cri.pod_config("pod");
+    config.linux.as_mut().unwrap().cgroup_parent = format!("/{slice}");
+    let pod = cri.run_pod_with(config);
+    let container = pod.create_with("main", SLEEPER, |config| {
+        config.linux.as_mut().unwrap().resources = limits(40 << 20);
+    });
+    container.start();
+    let scope = |id: &str| format!("cri-containerd-{id}.scope");
+    // crun makes one of its own below.
+    let group = |pid: u32| {
+        let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        group.trim().trim_end_matches("/container").to_owned()
+    };
+    let mut groups = pod.processes().into_iter().map(group).collect::<Vec<_>>();
+    groups.sort();
+    let mut expected = [&container.id, &pod.id].map(|id| format!("0::/{slice}/{}", scope(id)));
+    expected.sort();
+    assert_eq!(groups, expected);
+    for limit in [40_i64 << 20, 50 << 20] {
+        container
+            .update(LinuxContainerResources { memory_limit_in_bytes: limit, ..LinuxContainerResources::default() });
+        assert_eq!(unit(&scope(&container.id), "MemoryMax"), limit.to_string());
+        let file = format!("/sys/fs/cgroup/{slice}/{}/memory.max", scope(&container.id));
+        assert_eq!(fs::read_to_string(file).unwrap().trim(), limit.to_string());
+    }
+    container.stop(0);
+    container.remove();
+    eventually("the scope should be gone", || match unit(&scope(&container.id), "ActiveState") {
+        state if state == "inactive" => Ok(()),
+        state => Err(state),
+    });
+    cri.finish();
+    process::run(Command::new("systemctl").args(["stop", &slice]));
+}
+
 fn a_container_is_stopped_by_its_signal_and_then_by_force(real: &Real<'_>) {
     let cri = start(real);
     let pod = cri.run_pod("pod");
@@ -365,7 +503,7 @@ fn pod_to_lose<'a>(cri: &'a Cri<'a>) -> (Pod<'a>, [PodContainer<'a>; 2], Process
     let pod = cri.run_pod("pod");
     let containers = ["a", "b"].map(|name| pod.run(name, SLEEPER));
     let shim = pod.shim();
-    let pids = process::all().into_iter().filter(|pid| process::parent(*pid) == Some(shim.pid())).collect::<Vec<_>>();
+    let pids = pod.processes();
     assert_eq!(pids.len(), 3, "{:?}", pids.iter().map(|pid| process::describe(*pid)).collect::<Vec<_>>());
     (pod, containers, shim, pids)
 }

@@ -26,6 +26,7 @@ use crate::normalize;
 use crate::payload::Payload;
 use crate::process::ProcessName;
 use crate::record::{Container, Record, RunRoot};
+use crate::sources::Sources;
 use crate::spec_check;
 use crate::sys;
 
@@ -181,6 +182,7 @@ fn make(
     }
     let changes = mounts::changes(&spec, record.cgroup.unified);
     let host_dev = HostDev::take(&mut spec)?;
+    let sources = Sources::take(&mut spec, &record.rootfs)?;
     let owner = stdio_owner(&spec);
     let spec = Rc::new(spec);
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -194,6 +196,7 @@ fn make(
         console: console.as_mut().and_then(Console::take_theirs),
         preserve_fds: args.preserve_fds,
         no_pivot: args.no_pivot,
+        sources,
         payload,
     };
     let pid = launch.init(record, log)?;

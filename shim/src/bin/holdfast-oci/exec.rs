@@ -55,6 +55,7 @@ pub(crate) fn run(global: &Global, args: &ExecArgs, log: &Log) -> Result<u8, Fai
         console: console.as_mut().and_then(Console::take_theirs),
         preserve_fds: args.preserve_fds,
         no_pivot: false,
+        sources: None,
         payload,
     };
     let pid = launch.tenant(&mut container.record, owner, log)?;

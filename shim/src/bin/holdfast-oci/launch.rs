@@ -45,6 +45,7 @@ use crate::network;
 use crate::payload::Payload;
 use crate::record::Record;
 use crate::seccomp;
+use crate::sources::Sources;
 use crate::sys::{self, Side};
 
 /// What to start.
@@ -61,6 +62,8 @@ pub(crate) struct Launch {
     pub(crate) preserve_fds: u32,
     /// No pivot_root.
     pub(crate) no_pivot: bool,
+    /// What the new process could not reach from its user namespace.
+    pub(crate) sources: Option<Sources>,
     /// What runs last.
     pub(crate) payload: Payload,
 }
@@ -143,7 +146,8 @@ impl Launch {
         let stage = match sys::clone(false, self.door.directory()).map_err(Failure::sys("fork into the cgroup"))? {
             Side::Child => {
                 drop(ours);
-                Stage { args: &args, door: &self.door, main: theirs, main_sender, init_sender, init_receiver }.run()
+                let (door, sources) = (&self.door, self.sources.as_ref());
+                Stage { args: &args, door, sources, main: theirs, main_sender, init_sender, init_receiver }.run()
             }
             Side::Parent(pid) => pid,
         };
@@ -186,6 +190,7 @@ const FAILED: u8 = b'f';
 struct Stage<'a> {
     args: &'a ContainerArgs,
     door: &'a Door,
+    sources: Option<&'a Sources>,
     main: UnixStream,
     main_sender: MainSender,
     init_sender: InitSender,
@@ -232,6 +237,9 @@ impl Stage<'_> {
             syscall
                 .set_rlimit(limit)
                 .map_err(|error| format!("cannot set process.rlimits[{}]: {}", limit.typ(), chain(&error)))?;
+        }
+        if let Some(sources) = self.sources {
+            sources.put().map_err(|errno| format!("cannot place the sources of bind mounts: {}", errno.desc()))?;
         }
         self.enter_namespaces(linux, &*syscall)
     }

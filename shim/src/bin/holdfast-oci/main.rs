@@ -10,7 +10,7 @@
 //!   derived from the two, never remembered;
 //! - `launch` starts processes for `create` and `exec`, with libcontainer from the container's inside on; `payload` is
 //!   the code that runs last there;
-//! - `cgroup`, `devices` and `mounts` do what the crate leaves out.
+//! - `cgroup`, `devices`, `mounts` and `sources` do what the crate leaves out.
 
 mod cgroup;
 mod cli;
@@ -41,6 +41,7 @@ mod record;
 mod run;
 mod seccomp;
 mod signals;
+mod sources;
 mod spec_check;
 mod start;
 mod state;
