@@ -149,10 +149,15 @@ impl<'a> Containerd<'a> {
     fn command(&self, name: &str) -> Command {
         let path = programs::peer_of(self.version, name);
         let mut command = self.scene.command(path.expect("tests/peers.sh provides every version"));
+        command.env("PATH", self.path());
+        command
+    }
+
+    /// Where it looks for programs, unless told otherwise.
+    pub fn path(&self) -> String {
         let dir = programs::containerd_dir(self.version);
         let rest = self.scene.environment().into_iter().find(|(key, _)| *key == "PATH").expect("a scene has one").1;
-        command.env("PATH", format!("{}:{rest}", dir.display()));
-        command
+        format!("{}:{rest}", dir.display())
     }
 
     /// Begins to listen to its events, as `ctr events` shows them.

@@ -55,11 +55,13 @@ impl<'a> Docker<'a> {
     /// If there is none of this version, or it does not come up.
     #[track_caller]
     pub fn start(scene: &'a Scene, version: DockerVersion, shim: Shim, usual: &'static [&'static str]) -> Self {
-        if version == DockerVersion::V20_10 && shim != Shim::Stock {
-            // Where containerd looks first is its working directory.
-            symlink(programs::shim(), scene.path("containerd-shim-runc-v2")).expect("the scene is writable");
-        }
         let containerd = Containerd::start(scene, version.containerd());
+        if version == DockerVersion::V20_10 && shim != Shim::Stock {
+            // As README tells its users.
+            let dir = scene.make_dir("first-in-path");
+            symlink(programs::shim(), dir.join("containerd-shim-runc-v2")).expect("the scene is writable");
+            containerd.restart_with("PATH", &format!("{}:{}", text(&dir), containerd.path()));
+        }
         let docker = Self {
             scene,
             version,

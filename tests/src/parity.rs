@@ -15,12 +15,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 use crate::eventually::eventually;
-use crate::process::{self, ChildProcess};
+use crate::process::{self, ChildProcess, run};
 use crate::{Scene, bundle, programs};
 
 /// Facts by name; a name has the form `group/detail`.
@@ -480,12 +481,18 @@ fn status_line(key: &str, value: &str) -> Option<String> {
     (!dropped).then(|| squeeze(value))
 }
 
-/// Less what these tests ignore themselves (under nohup(1), SIGHUP): runc passes that on.
+/// Less what all that these tests start ignores (under nohup(1), SIGHUP; by glibc's posix_spawn, signal 32): runc passes that
+/// on.
 fn ignored_by_itself(value: &str) -> String {
-    let bits = |text: &str| u64::from_str_radix(text.trim(), 16).unwrap_or_default();
-    let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let own = own.lines().find_map(|line| line.strip_prefix("SigIgn:")).map_or(0, bits);
-    format!("{:016x}", bits(value) & !own)
+    fn bits(text: &str) -> u64 {
+        u64::from_str_radix(text.trim(), 16).unwrap_or_default()
+    }
+    static FROM_US: LazyLock<u64> = LazyLock::new(|| {
+        let child = run(Command::new("cat").arg("/proc/self/status"));
+        let status = String::from_utf8_lossy(&child.stdout).into_owned();
+        status.lines().find_map(|line| line.strip_prefix("SigIgn:")).map(bits).expect("a child can be looked at")
+    });
+    format!("{:016x}", bits(value) & !*FROM_US)
 }
 
 /// What the machine shows of the container's first process and its cgroups.

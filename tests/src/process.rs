@@ -49,6 +49,15 @@ pub fn until_gone(pid: u32) {
     );
 }
 
+/// Waits until whoever is the parent of a process, or became it, has learned of its end.
+#[track_caller]
+pub fn until_reaped(pid: u32) {
+    eventually(&format!("the end of {} should be learned of", describe(pid)), || match stat(pid) {
+        Some(_) => Err(state(pid)),
+        None => Ok(()),
+    });
+}
+
 /// Sends SIGKILL to a process that may be anybody's child, and waits for its end.
 #[track_caller]
 pub fn kill_hard(pid: u32) {

@@ -16,7 +16,7 @@ use holdfast_tests::container::Oci;
 use holdfast_tests::docker::{Docker, Shim};
 use holdfast_tests::eventually::{patience, within};
 use holdfast_tests::live_restore::{self as table, Table};
-use holdfast_tests::process::{self, run, until_gone};
+use holdfast_tests::process::{self, run, until_gone, until_reaped};
 use holdfast_tests::programs::DockerVersion;
 use holdfast_tests::skip::{is_root, skip};
 use holdfast_tests::{Scene, docker_matrix, eventually};
@@ -171,8 +171,9 @@ fn play(docker: &Docker<'_>, away: Away) -> Seen {
     away.begin(docker);
     let begin = now();
     doors.open("go");
-    until_gone(last);
-    until_gone(done);
+    // Its time is taken when the shim learns of it.
+    until_reaped(last);
+    until_reaped(done);
     let written = doors.dir.join("written");
     seen.wrote_on = within(long, || if written.exists() { Ok(()) } else { Err(()) }).is_ok();
     seen.trees[1] = tree(runner);

@@ -22,6 +22,7 @@ holdfast_tests::matrix!(
     a_client_may_leave_and_another_take_over_its_input,
     a_snapshot_of_an_image_is_the_root_filesystem,
     options_are_found_in_any_case_and_unknown_ones_reported,
+    the_shim_is_in_the_control_group_that_is_asked_for,
     the_bounds_of_kept_output_are_those_of_file_option_and_annotation,
     containers_of_a_group_share_a_shim_and_end_one_by_one,
     containers_that_race_into_a_group_share_a_shim,
@@ -158,6 +159,27 @@ fn a_snapshot_of_an_image_is_the_root_filesystem(real: &Real<'_>) {
     let seen = text(&output.stdout);
     assert!(seen.starts_with("overlay / overlay rw,") && seen.ends_with("\nkept\n"), "{seen}");
     real.containerd.wait_for_end_of_shim(&container.id);
+}
+
+fn the_shim_is_in_the_control_group_that_is_asked_for(real: &Real<'_>) {
+    let program = real.cell.oci.program();
+    let group = format!("/{}-shims", real.scene.id());
+    // As with containerd's own shim it must be there.
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([root]).filter(|dir| dir.join("cgroup.procs").exists()) {
+        let _ = fs::create_dir(hierarchy.join(&group[1..]));
+    }
+    let options = format!("BinaryName = {program:?}\nShimCgroup = {group:?}\n");
+    let container = Container::with_config(&real.containerd, 0, &options);
+    let pid = container.run_detached(SLEEPER);
+    let groups = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let shim = process::parent(pid).unwrap();
+    assert!(groups(shim).lines().any(|line| line.ends_with(&group)), "{}", groups(shim));
+    assert!(!groups(pid).contains(&group), "{}", groups(pid));
+    real.containerd.remove(&container.id);
+    process::until_gone(shim);
+    real.scene.remove_empty_cgroups();
 }
 
 fn options_are_found_in_any_case_and_unknown_ones_reported(real: &Real<'_>) {
