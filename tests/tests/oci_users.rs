@@ -1,8 +1,8 @@
-//! Ring 3: `holdfast-oci` and user namespaces.
+//! Ring 3: `holdfast-oci` and who owns what: user namespaces, and mounts that show other owners.
 #![allow(clippy::unwrap_used)]
 
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -46,11 +46,28 @@ fn bind(c: &Bundle, spec: &mut Value, source: &Path, destination: &str, more: &V
     add(&mut spec["mounts"], mount);
 }
 
+/// A directory of the bundle with two files: `root` is root's, `user` is 5's, of the group 6.
+fn volume(c: &Bundle) -> PathBuf {
+    let dir = c.dir().join("volume");
+    fs::create_dir(&dir).unwrap();
+    for (name, uid, gid) in [("root", 0, 0), ("user", 5, 6)] {
+        fs::write(dir.join(name), name).unwrap();
+        chown(dir.join(name), Some(uid), Some(gid)).unwrap();
+    }
+    dir
+}
+
 /// A directory of the bundle that only root may enter.
 fn secret(c: &Bundle) -> PathBuf {
     let dir = c.dir().join("secret");
     DirBuilder::new().mode(0o700).create(&dir).unwrap();
     dir
+}
+
+/// The owners of files, as the container sees them.
+fn owners(c: &Bundle, files: &[&str]) -> Vec<String> {
+    let seen = c.ok(&[&["exec", c.id(), "stat", "-c", "%u:%g"][..], files].concat());
+    seen.lines().map(str::to_owned).collect()
 }
 
 /// `create` in a mount namespace that the script has changed, with the bundle as its working directory.
@@ -107,12 +124,15 @@ fn a_user_namespace_needs_no_way_to_the_namespaces_that_are_joined() {
         symlink(format!("/proc/{}/ns/{kind}", first.pid()), dir.join(kind)).unwrap();
         add(&mut spec["linux"]["namespaces"], json!({ "type": kind, "path": dir.join(kind) }));
     }
+    // The map of the one that is joined is the container's.
+    bind(&c, &mut spec, &volume(&c), "/volume", &json!({ "options": ["bind", "idmap"] }));
     c.write(&spec);
     c.start();
     for kind in kinds {
         let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         assert_eq!(of(c.pid()), of(first.pid()));
     }
+    assert_eq!(owners(&c, &["/volume/root", "/volume/user"]), ["0:0", "5:6"]);
 }
 
 #[test]
@@ -136,4 +156,98 @@ fn without_a_place_for_the_sources_a_container_in_a_user_namespace_is_refused() 
     bind(&c, &mut spec, &dir, "/volume", &json!({}));
     c.write(&spec);
     create_after(&c, &shut.join("\n")).expect("without a user namespace none is needed");
+}
+
+#[test]
+fn mounts_in_a_user_namespace_have_the_owners_that_their_maps_say() {
+    let Some(c) = bundle() else { return };
+    let dir = volume(&c);
+    let mut spec = apart(&c);
+    let mapped = |to: u32| json!({ "uidMappings": map(0, to, 10), "gidMappings": map(0, to + 10, 10) });
+    bind(&c, &mut spec, &dir, "/plain", &json!({}));
+    bind(&c, &mut spec, &dir, "/containers", &json!({ "options": ["bind", "idmap"] }));
+    bind(&c, &mut spec, &dir, "/own", &mapped(ROOT + 20));
+    bind(&c, &mut spec, &dir.join("user"), "/file", &mapped(ROOT));
+    c.write(&spec);
+    c.start();
+    assert_eq!(owners(&c, &["/plain/root", "/plain/user"]), ["65534:65534", "65534:65534"]);
+    assert_eq!(owners(&c, &["/containers/root", "/containers/user"]), ["0:0", "5:6"]);
+    assert_eq!(owners(&c, &["/own/root", "/own/user"]), ["20:30", "25:36"]);
+    assert_eq!(owners(&c, &["/file"]), ["5:16"]);
+    // What is made there belongs to whom the map says.
+    c.ok(&["exec", c.id(), "touch", "/containers/new"]);
+    let outside = fs::metadata(dir.join("new")).unwrap();
+    assert_eq!((outside.uid(), outside.gid()), (0, 0));
+    let refusal = c.run(&["exec", c.id(), "touch", "/plain/new"]);
+    assert!(String::from_utf8_lossy(&refusal.stderr).contains("Permission denied"), "{refusal:?}");
+}
+
+#[test]
+fn mounts_have_other_owners_without_a_user_namespace_too() {
+    let Some(c) = bundle() else { return };
+    let dir = volume(&c);
+    fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+    let mut spec = c.spec(&["sleep", "1000"]);
+    let more = json!({ "uidMappings": map(0, 1000, 3), "gidMappings": map(0, 2000, 10) });
+    bind(&c, &mut spec, &dir, "/mapped", &more);
+    bind(&c, &mut spec, &dir, "/plain", &json!({}));
+    c.write(&spec);
+    c.start();
+    assert_eq!(owners(&c, &["/mapped/root", "/mapped/user"]), ["1000:2000", "65534:2006"]);
+    assert_eq!(owners(&c, &["/plain/root", "/plain/user"]), ["0:0", "5:6"]);
+    c.ok(&["exec", "--user", "1000:2000", c.id(), "touch", "/mapped/new"]);
+    let outside = fs::metadata(dir.join("new")).unwrap();
+    assert_eq!((outside.uid(), outside.gid()), (0, 0));
+    // Whom the map does not name cannot own a file there.
+    let refusal = c.run(&["exec", "--user", "7:2000", c.id(), "touch", "/mapped/more"]);
+    assert!(!refusal.status.success() && !dir.join("more").exists(), "{refusal:?}");
+}
+
+#[test]
+fn mounts_below_have_other_owners_only_if_that_is_asked_for() {
+    let Some(c) = bundle() else { return };
+    let dir = volume(&c);
+    fs::create_dir(dir.join("below")).unwrap();
+    let mount_below = "mount -t tmpfs none volume/below; echo >volume/below/root";
+    for (option, below) in [("idmap", "0:0"), ("ridmap", "1000:2000")] {
+        let mut spec = c.spec(&["sleep", "1000"]);
+        let mut more = json!({ "uidMappings": map(0, 1000, 10), "gidMappings": map(0, 2000, 10) });
+        more["options"] = json!(["rbind", option]);
+        bind(&c, &mut spec, &dir, "/volume", &more);
+        c.write(&spec);
+        create_after(&c, mount_below).unwrap();
+        c.ok(&["start", c.id()]);
+        assert_eq!(owners(&c, &["/volume/root", "/volume/below/root"]), ["1000:2000", below], "{option}");
+        c.ok(&["delete", "--force", c.id()]);
+        fs::remove_dir(c.rootfs().join("volume")).unwrap();
+    }
+}
+
+#[test]
+fn a_map_that_cannot_be_is_refused_with_the_mount_and_the_reason() {
+    let Some(c) = bundle() else { return };
+    let dir = volume(&c);
+    let overlapping = json!([
+        { "containerID": 0, "hostID": 1000, "size": 10 },
+        { "containerID": 5, "hostID": 2000, "size": 10 },
+    ]);
+    let mapped = |map: &Value, option| json!({ "uidMappings": map, "gidMappings": map, "options": ["rbind", option] });
+    let cannot = "its file system, or one below it, cannot: invalid argument";
+    for (what, source, more, reason) in [
+        ("a map", &*dir, mapped(&overlapping, "idmap"), "uid_map\": invalid argument"),
+        ("a file system", Path::new("/proc/sys"), mapped(&map(0, 1000, 10), "idmap"), cannot),
+        ("one below", &*dir, mapped(&map(0, 1000, 10), "ridmap"), cannot),
+    ] {
+        let mut spec = c.spec(&["sleep", "1000"]);
+        bind(&c, &mut spec, source, "/volume", &more);
+        c.write(&spec);
+        let below = "mkdir -p volume/below; mount -t proc none volume/below";
+        let error = create_after(&c, below).unwrap_err();
+        assert!(error.contains("cannot map the owners in the mount on \"/volume\": "), "{what}: {error}");
+        assert!(error.contains(reason), "{what}: {error}");
+        assert_eq!(error.trim_end().lines().count(), 1, "{what}: {error}");
+        assert!(!c.state_dir().exists(), "{what}");
+        assert_eq!(c.cgroups(), Vec::<PathBuf>::new(), "{what}");
+        fs::remove_dir(c.rootfs().join("volume")).unwrap();
+    }
 }
