@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{fs, thread};
+use std::thread;
 
 use holdfast_tests::container::Oci;
 use holdfast_tests::cri::api::{IDMapping, LinuxContainerResources, NamespaceMode, PodSandboxConfig, UserNamespace};
@@ -159,11 +160,10 @@ fn namespaces_are_shared_as_the_pod_has_it(real: &Real<'_>) {
 
 fn with_own_users(config: PodSandboxConfig) -> PodSandboxConfig {
     let mut config = with_own_network(config);
-    let map = |host_id| vec![IDMapping { host_id, length: 65_536, ..IDMapping::default() }];
     let users = UserNamespace {
         mode: NamespaceMode::POD.into(),
-        uids: map(FIRST_USER),
-        gids: map(FIRST_GROUP),
+        uids: users_from(FIRST_USER),
+        gids: users_from(FIRST_GROUP),
         ..UserNamespace::default()
     };
     let options = &mut config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options;
@@ -175,8 +175,13 @@ fn with_own_users(config: PodSandboxConfig) -> PodSandboxConfig {
 const FIRST_USER: u32 = 200_000;
 const FIRST_GROUP: u32 = 300_000;
 
-/// containerd 1.6 gives such a pod the host's users and does not say so. 2.x wants mounts with mapped owners, which neither
-/// holdfast-oci nor runc before 1.2 makes; and of a runtime whose type is not runc's own it does not understand options then.
+fn users_from(host_id: u32) -> Vec<IDMapping> {
+    vec![IDMapping { host_id, length: 65_536, ..IDMapping::default() }]
+}
+
+/// containerd 1.6 gives such a pod the host's users and does not say so. 2.x wants mounts with mapped owners, which
+/// holdfast-oci makes and runc before 1.2 does not; and of a runtime whose type is not runc's own it does not understand
+/// options then. As with a kubelet, volumes are mapped where the daemon can do that; elsewhere they are nobody's.
 fn a_pods_own_users_are_nobody_outside(real: &Real<'_>) {
     let cri = start(real);
     // As the daemon's directories are on a machine: everybody may pass.
@@ -195,16 +200,29 @@ fn a_pods_own_users_are_nobody_outside(real: &Real<'_>) {
     let map = |kind: &str, pid: u32| fs::read_to_string(format!("/proc/{pid}/{kind}_map")).unwrap();
     assert_eq!(map("uid", first[0]).split_whitespace().collect::<Vec<_>>(), ["0", "200000", "65536"]);
     assert_eq!(map("gid", first[0]).split_whitespace().collect::<Vec<_>>(), ["0", "300000", "65536"]);
-    if real.containerd.version() >= Version::V2_1 {
+    let maps_mounts = real.containerd.version() >= Version::V2_1;
+    if maps_mounts && real.cell.oci != Oci::HoldfastOci {
         let refusal = pod.create("a", SLEEPER).try_start().unwrap_err().to_string();
-        let expected = match real.cell.oci {
-            Oci::HoldfastOci => "idmap mounts not supported",
-            Oci::Runc | Oci::Crun => "can't unmarshal type \"runtimeoptions.v1.Options\"",
-        };
-        assert!(refusal.contains(expected), "{refusal}");
+        assert!(refusal.contains("can't unmarshal type \"runtimeoptions.v1.Options\""), "{refusal}");
         return cri.finish();
     }
-    let (a, b) = (pod.run("a", SLEEPER), pod.run("b", "echo out; exec /bin/sleep 1000"));
+    // As a kubelet's are, below a directory of root's own.
+    let kubelet = real.scene.path("kubelet");
+    DirBuilder::new().mode(0o700).create(&kubelet).unwrap();
+    let volume = kubelet.join("volume");
+    DirBuilder::new().mode(0o755).create(&volume).unwrap();
+    let a = pod.create_with("a", SLEEPER, |config| {
+        let map = |first| if maps_mounts { users_from(first) } else { Vec::new() };
+        config.mounts.push(cri::api::Mount {
+            container_path: "/volume".into(),
+            host_path: volume.to_str().unwrap().into(),
+            uid_mappings: map(FIRST_USER),
+            gid_mappings: map(FIRST_GROUP),
+            ..cri::api::Mount::default()
+        });
+    });
+    a.start();
+    let b = pod.run("b", "echo out; exec /bin/sleep 1000");
     b.wait_for_line("out");
     for container in [&a, &b] {
         assert_eq!(users(container.pid()), users(first[0]));
@@ -213,6 +231,14 @@ fn a_pods_own_users_are_nobody_outside(real: &Real<'_>) {
     assert_eq!(b.exec("cat /dev/shm/file").1, "shared\n");
     let outside = fs::metadata(a.rootfs().join("file")).unwrap();
     assert_eq!((outside.uid(), outside.gid()), (FIRST_USER, FIRST_GROUP));
+    let seen = a.exec("/bin/busybox stat -c %u:%g /volume /etc/hosts; : >/volume/new && echo made");
+    if maps_mounts {
+        assert_eq!(seen.1, "0:0\n0:0\nmade\n", "{}", seen.2);
+        let outside = fs::metadata(volume.join("new")).unwrap();
+        assert_eq!((outside.uid(), outside.gid()), (0, 0));
+    } else {
+        assert_eq!(seen.1, "65534:65534\n65534:65534\n");
+    }
     a.stop(0);
     assert_eq!(a.wait().0, 137);
     cri.finish();

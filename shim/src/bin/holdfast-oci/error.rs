@@ -54,6 +54,9 @@ pub(crate) enum Failure {
     /// A system call that has no path.
     #[error("cannot {what}")]
     Sys { what: &'static str, source: Errno },
+    /// A mount cannot show the owners that it should.
+    #[error("cannot map the owners in the mount on {destination:?}: {reason}")]
+    IdMap { destination: PathBuf, reason: String },
     /// libcontainer could not start a process.
     #[error("unable to start container process: {reason}")]
     Start { reason: String },

@@ -49,7 +49,7 @@ fn document() -> Value {
             "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": true },
         },
         "annotations": { "dev.holdfast.oci.version": env!("CARGO_PKG_VERSION") },
@@ -126,8 +126,7 @@ mod tests {
     fn what_is_refused_is_not_promised() {
         let document = document();
         assert_eq!(document["linux"]["selinux"]["enabled"], false);
-        assert_eq!(document["linux"]["mountExtensions"]["idmap"]["enabled"], false);
         let options = document["mountOptions"].as_array().unwrap();
-        assert!(options.contains(&json!("rro")) && !options.contains(&json!("idmap")));
+        assert!(options.contains(&json!("rro")) && !options.contains(&json!("tmpcopyup")));
     }
 }

@@ -400,7 +400,10 @@ impl Watch<'_> {
 }
 
 /// All mappings in one write, as the kernel wants it.
-fn write_map(pid: i32, name: &str, mappings: &[LinuxIdMapping]) -> Result<(), Failure> {
+///
+/// # Errors
+/// As write(2); `EINVAL` for mappings that overlap or are too many, see user_namespaces(7).
+pub(crate) fn write_map(pid: i32, name: &str, mappings: &[LinuxIdMapping]) -> Result<(), Failure> {
     let line =
         |mapping: &LinuxIdMapping| format!("{} {} {}\n", mapping.container_id(), mapping.host_id(), mapping.size());
     let text: String = mappings.iter().map(line).collect();

@@ -10,7 +10,7 @@
 //!   derived from the two, never remembered;
 //! - `launch` starts processes for `create` and `exec`, with libcontainer from the container's inside on; `payload` is
 //!   the code that runs last there;
-//! - `cgroup`, `devices`, `mounts` and `sources` do what the crate leaves out.
+//! - `cgroup`, `devices`, `mounts`, `sources` and `idmap` do what the crate leaves out.
 
 mod cgroup;
 mod cli;
@@ -24,6 +24,7 @@ mod exec;
 mod features;
 mod hooks;
 mod host_dev;
+mod idmap;
 mod keyring;
 mod kill;
 mod launch;

@@ -1,4 +1,5 @@
 //! What a container in a user namespace cannot reach by itself: the sources of its bind mounts, and the namespaces it joins.
+//! And what libcontainer cannot make: bind mounts that show other owners, in any container.
 //!
 //! libcontainer opens both by their paths when it is root in the user namespace already, thus nobody outside: a directory on
 //! the way that is root's alone, as a kubelet's and containerd's are, stops it. So all are opened before. A namespace is
@@ -18,6 +19,7 @@ use nix::sys::stat::fstat;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use crate::error::Failure;
+use crate::idmap;
 use crate::sys;
 
 /// Directories one of which a machine has, and no root filesystem is below.
@@ -32,18 +34,19 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Opens all that the specification names, and writes into it where each will be found; `None` if there is no user
-    /// namespace, or a mount namespace that is joined and has its own paths.
+    /// Opens all that the specification names, and writes into it where each will be found; `None` if there is neither a user
+    /// namespace nor a mount with other owners, or a mount namespace that is joined and has its own paths.
     ///
     /// # Errors
-    /// When one cannot be opened, or there is no place for them.
+    /// When one cannot be opened or cannot show its owners, or there is no place for them.
     pub(crate) fn take(spec: &mut Spec, rootfs: &Path) -> Result<Option<Self>, Failure> {
-        let Some(namespaces) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) else {
-            return Ok(None);
-        };
-        let users = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        let mapped = spec.mounts().iter().flatten().any(idmap::is_wanted);
+        let Some(linux) = spec.linux_mut() else { return Ok(None) };
+        let mut users = idmap::Users::of(linux);
+        let Some(namespaces) = linux.namespaces_mut() else { return Ok(None) };
+        let inside = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
         let joins = namespaces.iter().any(|n| n.typ() == LinuxNamespaceType::Mount && n.path().is_some());
-        if !users || joins {
+        if !(inside || mapped) || joins {
             return Ok(None);
         }
         let mut opened = Vec::new();
@@ -56,7 +59,9 @@ impl Sources {
         let place = place(rootfs)?;
         let mut trees = Vec::new();
         for mount in spec.mounts_mut().iter_mut().flatten().filter(|mount| mount.typ().as_deref() == Some("bind")) {
-            trees.push(copy(mount).map_err(Failure::sys("copy the source of a bind mount"))?);
+            let tree = copy(mount).map_err(Failure::sys("copy the source of a bind mount"))?;
+            users.show(mount, tree.as_fd())?;
+            trees.push(tree);
             mount.set_source(Some(target(place, trees.len())));
         }
         Ok(Some(Self { place, trees, _namespaces: opened }))

@@ -6,7 +6,7 @@
 //! here.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::validator::Validator;
 use oci_spec::runtime::{
@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 };
 
 use crate::cgroup::Cgroup;
+use crate::idmap;
 
 /// What to do about the refusals of things that other runtimes have.
 const ELSEWHERE: &str = "not supported by holdfast-oci; use runc or crun for this container";
@@ -63,7 +64,7 @@ pub(crate) fn spec(spec: &Spec) -> Verdict {
     unless(spec.root().is_none(), "root", "is required")?;
     process(spec.process().as_ref().ok_or_else(|| Refusal::missing("process"))?)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        self::mount(&format!("mounts[{index}]"), mount)?;
+        self::mount(&format!("mounts[{index}]"), mount, spec.linux().as_ref())?;
     }
     hooks(spec)?;
     linux(spec.linux().as_ref().ok_or_else(|| Refusal::missing("linux"))?)?;
@@ -127,7 +128,7 @@ fn scheduler(process: &Process) -> Verdict {
 }
 
 /// Options that libcontainer understands and does something about, here or by way of `mounts`.
-const MOUNT_OPTIONS: [&str; 44] = [
+const MOUNT_OPTIONS: [&str; 46] = [
     "defaults",
     "ro",
     "rw",
@@ -157,6 +158,8 @@ const MOUNT_OPTIONS: [&str; 44] = [
     "rshared",
     "unbindable",
     "runbindable",
+    "idmap",
+    "ridmap",
     "rro",
     "rrw",
     "rnosuid",
@@ -203,18 +206,17 @@ pub(crate) fn mount_options() -> Vec<&'static str> {
     options
 }
 
-fn mount(field: &str, mount: &Mount) -> Verdict {
+fn mount(field: &str, mount: &Mount, linux: Option<&Linux>) -> Verdict {
     let options = mount.options().as_deref().unwrap_or_default();
     let named = |part: &str| format!("{field} ({}){part}", mount.destination().display());
     unless(mount.destination().as_os_str().is_empty(), &format!("{field}.destination"), "is required")?;
-    let idmapped = options.iter().any(|option| option == "idmap" || option == "ridmap")
-        || mount.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty())
-        || mount.gid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty());
-    unless(idmapped, &named(": idmapped mount"), ELSEWHERE)?;
     let bind =
         mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind");
     unless(!bind && mount.typ().as_deref().is_none_or(str::is_empty), &named(".type"), "is required")?;
     unless(bind && mount.source().is_none(), &named(".source"), "is required for a bind mount")?;
+    if idmap::is_wanted(mount) {
+        idmapped(&named(""), mount, bind, linux)?;
+    }
     for option in options {
         let known = MOUNT_OPTIONS.contains(&option.as_str());
         let where_from = named(&format!(".options {option:?}"));
@@ -224,6 +226,23 @@ fn mount(field: &str, mount: &Mount) -> Verdict {
         unless(cgroup && !known, &where_from, "unknown mount option")?;
     }
     Ok(())
+}
+
+/// Judges a mount that is to show other owners.
+fn idmapped(field: &str, mount: &Mount, bind: bool, linux: Option<&Linux>) -> Verdict {
+    let given = |mappings: &Option<Vec<_>>| mappings.iter().flatten().next().is_some();
+    let (uids, gids) = (given(mount.uid_mappings()), given(mount.gid_mappings()));
+    let part = |name: &str| format!("{field}.{name}");
+    unless(!bind, field, "only a bind mount can be idmapped")?;
+    unless(mount.destination() == Path::new("/dev"), &part("options"), "a bind mount on /dev cannot be idmapped")?;
+    unless(gids && !uids, &part("uidMappings"), "is required with gidMappings")?;
+    unless(uids && !gids, &part("gidMappings"), "is required with uidMappings")?;
+    let mut namespaces = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
+    let inside = namespaces.clone().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    unless(!uids && !inside, &part("uidMappings"), "is required for an idmapped mount without a user namespace")?;
+    let is_new = |path: &Option<PathBuf>| path.as_ref().is_none_or(|path| path.as_os_str().is_empty());
+    let apart = namespaces.any(|n| n.typ() == LinuxNamespaceType::Mount && is_new(n.path()));
+    unless(!apart, field, "an idmapped mount needs a new mount namespace")
 }
 
 fn hooks(spec: &Spec) -> Verdict {
@@ -486,14 +505,46 @@ mod tests {
     #[test]
     fn mounts_are_refused_with_their_destination_and_option() {
         let refusal = |value: Value| spec(&with("/mounts/0", value)).unwrap_err().to_string();
-        let text = refusal(json!({"destination": "/v", "type": "bind", "source": "/", "options": ["idmap"]}));
-        assert!(text.starts_with("mounts[0] (/v): idmapped mount: "), "{text}");
         let text = refusal(json!({"destination": "/v", "source": "/", "options": ["rbind", "nope"]}));
         assert!(text.starts_with("mounts[0] (/v).options \"nope\": unknown mount option"), "{text}");
         let text = refusal(json!({"destination": "/v", "type": "tmpfs", "options": ["tmpcopyup"]}));
         assert!(text.contains("\"tmpcopyup\"") && text.contains("use runc or crun"), "{text}");
         let text = refusal(json!({"destination": "/v", "source": "x"}));
         assert!(text.starts_with("mounts[0] (/v).type: "), "{text}");
+    }
+
+    #[test]
+    fn other_owners_are_for_bind_mounts_whose_map_is_known() {
+        let map = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+        let bind = |more: Value| {
+            let mut mount = json!({"destination": "/v", "type": "bind", "source": "/"});
+            mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            mount
+        };
+        let judge = |mount: &Value, namespaces: Value| {
+            let mut with = serde_json::to_value(with("/mounts/0", mount.clone())).unwrap();
+            with["linux"]["namespaces"] = namespaces;
+            spec(&serde_json::from_value(with).unwrap()).map_err(|refusal| refusal.to_string())
+        };
+        let (new, joined) = (json!([{"type": "mount"}]), json!([{"type": "mount", "path": "/proc/self/ns/mnt"}]));
+        let users = json!([{"type": "mount", "path": ""}, {"type": "user", "path": "/proc/self/ns/user"}]);
+        let both = json!({"uidMappings": map, "gidMappings": map});
+        assert_eq!(judge(&bind(both.clone()), new.clone()), Ok(()));
+        assert_eq!(judge(&bind(json!({"options": ["rbind", "ridmap"]})), users), Ok(()));
+        let tmpfs = json!({"destination": "/v", "type": "tmpfs", "options": ["idmap"]});
+        let mut dev = bind(both.clone());
+        dev["destination"] = json!("/dev");
+        for (mount, namespaces, words) in [
+            (bind(json!({"options": ["idmap"]})), &new, "mounts[0] (/v).uidMappings: is required for"),
+            (bind(json!({"uidMappings": map})), &new, "mounts[0] (/v).gidMappings: is required with"),
+            (bind(json!({"gidMappings": map})), &new, "mounts[0] (/v).uidMappings: is required with"),
+            (bind(both), &joined, "mounts[0] (/v): an idmapped mount needs a new mount namespace"),
+            (tmpfs, &new, "mounts[0] (/v): only a bind mount"),
+            (dev, &new, "mounts[0] (/dev).options: "),
+        ] {
+            let refusal = judge(&mount, namespaces.clone()).unwrap_err();
+            assert!(refusal.starts_with(words), "{refusal}");
+        }
     }
 
     #[test]

@@ -262,7 +262,7 @@ pub(crate) struct MountAttr {
     pub(crate) attr_clr: u64,
     /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`, or 0 to keep it.
     pub(crate) propagation: u64,
-    /// Unused here.
+    /// The user namespace whose map `MOUNT_ATTR_IDMAP` sets.
     pub(crate) userns_fd: u64,
 }
 
