@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use ttrpc::proto::{Code, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE, Request, Response};
 
 use crate::ask::{AskError, Asker};
@@ -48,10 +48,12 @@ const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 /// How long one event may take to be acknowledged.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
 /// The pause before the next attempt, and how long it grows to. Longer than the contract's 5 s, as ten thousand shims share
-/// a machine: a containerd that comes back connects to its shims, and that ends the pause ([`Publisher::poke`]). Short at
-/// first, since it connects a moment before it takes events: they should be there before its clients are, such as a dockerd
-/// that begins to restore its containers.
+/// a machine: a containerd that comes back connects to its shims, and that ends the pause ([`Publisher::poke`]).
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
+/// How long after that a containerd may take until it takes events, and how long pauses grow to meanwhile. They should be
+/// there before its clients are: a dockerd that begins to restore its containers and hears of an exit deletes the container
+/// without having opened its output.
+const COMING_BACK: (Duration, Duration) = (Duration::from_secs(15), Duration::from_millis(250));
 /// How many bytes of events may wait, the queue's own included.
 const BOUND: usize = 1 << 20;
 /// What the queue and the allocator add to an event, in bytes, about.
@@ -387,9 +389,16 @@ fn shed(queue: &mut VecDeque<Waiting>, excess: &mut usize, may_go: impl Fn(usize
     before - queue.len()
 }
 
+/// The pause after one of `retry`, when somebody has connected to us so long ago.
+fn longer(retry: Duration, longest: Duration, since_poke: Option<Duration>) -> Duration {
+    let is_coming_back = since_poke.is_some_and(|since| since < COMING_BACK.0);
+    (retry * 2).min(if is_coming_back { COMING_BACK.1.min(longest) } else { longest })
+}
+
 async fn deliver(shared: Rc<Shared>, path: PathBuf, (shortest, longest): (Duration, Duration)) {
     let mut connection = None;
     let mut retry = shortest;
+    let mut poked = None;
     loop {
         let head = shared.queue.borrow().front().map(|w| w.request.clone());
         let Some(head) = head else {
@@ -413,8 +422,11 @@ async fn deliver(shared: Rc<Shared>, path: PathBuf, (shortest, longest): (Durati
                 }
                 // Either may be dropped: a poke that comes too late only means one attempt more.
                 retry = tokio::select! {
-                    () = shared.poked.notified() => shortest,
-                    () = tokio::time::sleep(retry) => (retry * 2).min(longest),
+                    () = shared.poked.notified() => {
+                        poked = Some(Instant::now());
+                        shortest
+                    }
+                    () = tokio::time::sleep(retry) => longer(retry, longest, poked.map(|at| at.elapsed())),
                 };
             }
         }
@@ -513,7 +525,7 @@ async fn read_response(stream: &UnixStream, id: u32) -> io::Result<Response> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Instant;
+    use std::time::Instant as SystemInstant;
 
     use protobuf::EnumOrUnknown;
     use tokio::net::UnixListener;
@@ -566,7 +578,7 @@ mod tests {
     /// What whoever came after the death of this process would find.
     fn written_down(path: &Path) -> Vec<i32> {
         let files = std::fs::read_dir(path.with_extension("d")).into_iter().flatten().flatten();
-        let left = files.filter_map(|file| LeftBehind::take(&file.path(), Instant::now()).unwrap());
+        let left = files.filter_map(|file| LeftBehind::take(&file.path(), SystemInstant::now()).unwrap());
         left.flat_map(|left| left.waiting().map(number).collect::<Vec<_>>()).collect()
     }
 
@@ -666,6 +678,19 @@ mod tests {
             assert_eq!(serve(&listener, &[Code::OK]).await, [7]);
             drained(&publisher).await;
         });
+    }
+
+    #[test]
+    fn while_containerd_may_be_coming_back_no_pause_is_long() {
+        let longest = |since: Option<Duration>| {
+            let mut pause = RETRY.0;
+            (0..20).for_each(|_| pause = longer(pause, RETRY.1, since));
+            pause
+        };
+        assert_eq!(longest(None), RETRY.1);
+        assert_eq!(longest(Some(Duration::from_secs(1))), COMING_BACK.1);
+        assert_eq!(longest(Some(COMING_BACK.0)), RETRY.1);
+        assert!(longer(RETRY.1, RETRY.1, Some(Duration::ZERO)) == COMING_BACK.1, "an old pause ends, too");
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Stage {
         {
             write(&root.join(file), "of the root file system\n", 0o644);
         }
-        write(&root.join("probe"), include_str!("parity-probe.sh"), 0o755);
+        write(&root.join("probe"), &include_str!("parity-probe.sh").replace("@ID@", &self.id), 0o755);
         write(&root.join("probe-not-executable"), "", 0o644);
         write(&root.join("garbage"), "neither a script nor a program\n", 0o755);
     }
