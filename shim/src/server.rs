@@ -3,6 +3,7 @@
 //! Each connection is a plain structure: what was read and is no whole frame yet, what was answered and is not written
 //! yet, the last stream. Its task only waits for the socket, so it can be frozen at any byte.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,7 +23,7 @@ use ttrpc::proto::{Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE
 use crate::driver::Shim;
 use crate::frame::{self, Parsed};
 use crate::freeze::FdBag;
-use crate::lifecycle::{Asker, SandboxVerb};
+use crate::lifecycle::{Asker, ProcessId, SandboxVerb, TaskId, Verb};
 use crate::owned_task::OwnedTask;
 use crate::sys::ready;
 use crate::wire::{self, Decoded, RpcError};
@@ -31,6 +32,8 @@ use crate::wire::{self, Decoded, RpcError};
 const TURN: usize = 256 << 10;
 /// How much may wait for a client that does not read its answers, in bytes, before its requests are no longer read.
 const OUTBOX_LIMIT: usize = 4 << 20;
+/// Between two looks whether a request is to be held back.
+const HOLD: Duration = Duration::from_millis(4);
 /// How long to wait when the kernel has no more fds for new connections.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +49,7 @@ pub(crate) struct Connection {
     last_stream: u32,
     /// It was asked here that the sandbox be shut down.
     ends_with_answer: bool,
+    patience: Patience,
     wake: Rc<Notify>,
     _task: OwnedTask,
 }
@@ -60,9 +64,47 @@ pub(crate) struct FrozenConnection {
     last_stream: u32,
 }
 
+/// How often the same question may be held back.
+///
+/// A manager that is back asks for the state of what has ended meanwhile, opens its output, asks twice more and deletes it. The
+/// clients of containerd 1.6 to 2.1, CRI's and dockerd's among them, do not wait until the output is open: they cancel the
+/// opening just before they delete, and the last words are lost. So these questions give the opening some time.
+#[derive(Debug, Default)]
+struct Patience {
+    /// How often a question for the state of a container was held back.
+    looks: BTreeMap<TaskId, u32>,
+    /// The question that was held back long enough.
+    released: u32,
+}
+
+impl Patience {
+    /// So many times [`HOLD`], for one question.
+    const LOOKS: u32 = 5;
+    /// So many questions of a connection about a container.
+    const QUESTIONS: u32 = 4;
+
+    /// Whether to look once more before the question of this stream is answered.
+    fn has_another_look(&mut self, stream: u32, task: TaskId) -> bool {
+        if self.released == stream {
+            return false;
+        }
+        let looks = self.looks.entry(task).or_default();
+        if *looks == Self::LOOKS * Self::QUESTIONS {
+            return false;
+        }
+        *looks += 1;
+        if (*looks).is_multiple_of(Self::LOOKS) {
+            self.released = stream;
+        }
+        true
+    }
+}
+
 /// What a connection waits for.
 enum Pump {
     Wait(Interest),
+    /// What is next is to be looked at a moment later.
+    Hold,
     /// There may be more to read.
     Again,
     Closed,
@@ -75,7 +117,17 @@ impl Connection {
         let wake = Rc::new(Notify::new());
         let task = OwnedTask::spawn(attend(shim.clone(), id, stream.clone(), wake.clone()));
         let (inbox, outbox) = (Vec::new(), Vec::new());
-        Ok(Self { stream, inbox, skip: 0, outbox, last_stream: 0, ends_with_answer: false, wake, _task: task })
+        Ok(Self {
+            stream,
+            inbox,
+            skip: 0,
+            outbox,
+            last_stream: 0,
+            ends_with_answer: false,
+            patience: Patience::default(),
+            wake,
+            _task: task,
+        })
     }
 
     /// Queues a response and tries to write it at once.
@@ -89,6 +141,19 @@ impl Connection {
 
     pub(crate) fn has_unwritten(&self) -> bool {
         !self.outbox.is_empty()
+    }
+
+    /// Whether the next request asks for the state of one of these containers, and is to wait; see [`Patience`]. It stays in the
+    /// inbox, so that a frozen connection has it.
+    pub(crate) fn holds_back(&mut self, unread: &[TaskId]) -> bool {
+        let Parsed::Frame(header, whole) = frame::parse(&self.inbox) else { return false };
+        let Ok(request) = Request::parse_from_bytes(&self.inbox[MESSAGE_HEADER_LENGTH..whole]) else { return false };
+        match wire::decode_request(&request.service, &request.method, &request.payload) {
+            Ok(Decoded::Task { task, process: ProcessId::Init, verb: Verb::State, .. }) if unread.contains(&task) => {
+                self.patience.has_another_look(header.stream_id, task)
+            }
+            _ => false,
+        }
     }
 
     /// Whether its client is to end it: clients in Go (ttrpc 1.2) that find an answer and the end of the connection in one
@@ -205,6 +270,10 @@ async fn attend(shim: Weak<Shim>, id: u64, stream: Rc<AsyncFd<UnixStream>>, wake
                 return;
             }
             Pump::Again => tokio::task::yield_now().await,
+            Pump::Hold => {
+                drop(strong);
+                tokio::time::sleep(HOLD).await;
+            }
             // Both branches may be dropped: the next pump looks at both directions again.
             Pump::Wait(interest) => {
                 drop(strong);
@@ -226,7 +295,11 @@ fn pump(shim: &Rc<Shim>, id: u64) -> Pump {
         Some(Ok(Some(more))) => more,
         Some(Ok(None) | Err(_)) | None => return Pump::Closed,
     };
-    while let Some(Some((header, payload))) = shim.with_connection(id, Connection::next_frame) {
+    loop {
+        if shim.holds_back(id) {
+            return Pump::Hold;
+        }
+        let Some(Some((header, payload))) = shim.with_connection(id, Connection::next_frame) else { break };
         handle_frame(shim, id, header, payload);
     }
     if more {
@@ -330,4 +403,20 @@ pub(crate) fn listener(fd: OwnedFd) -> io::Result<Rc<AsyncFd<UnixListener>>> {
     // Once more: from now on clients see this process as their peer, and no longer `start`, which called it first.
     listen(&listener, Backlog::MAXCONN)?;
     Ok(Rc::new(ready::register(listener, Interest::READABLE)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_questions_for_a_containers_state_are_held_back_for_a_while_each() {
+        let mut patience = Patience::default();
+        let mut held = |stream, task: &str| {
+            let task = TaskId(task.to_owned());
+            (0..100).take_while(|_| patience.has_another_look(stream, task.clone())).count()
+        };
+        assert_eq!([1, 3, 5, 7, 9].map(|stream| held(stream, "a")), [5, 5, 5, 5, 0]);
+        assert_eq!([11, 11, 13].map(|stream| held(stream, "b")), [5, 0, 5]);
+    }
 }

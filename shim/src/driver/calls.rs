@@ -451,6 +451,15 @@ impl State {
         *process == ProcessId::Init && self.io(task, process).is_some_and(|io| io.is_drained() && io.is_unread())
     }
 
+    /// The containers that have ended with output that no reader has yet.
+    pub(super) fn ended_and_unread(&self) -> Vec<TaskId> {
+        let is_unread = |task: &&TaskId| {
+            self.io(task, &ProcessId::Init).is_some_and(|io| io.is_unread() || !io.is_settled())
+                && self.lifecycle.is_stopped(task)
+        };
+        self.containers.keys().filter(is_unread).cloned().collect()
+    }
+
     /// Whether nothing of a process's output is left to wait for. A logger that has got everything sees the end, and is
     /// waited for: clients read what it wrote once Delete is answered.
     fn drain_is_over(&mut self, task: &TaskId, process: &ProcessId, me: &Weak<Shim>) -> bool {

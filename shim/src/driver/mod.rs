@@ -334,6 +334,13 @@ impl Shim {
         self.state.borrow_mut().connections.get_mut(&id).map(use_it)
     }
 
+    /// Whether the next request of a connection is to be looked at a moment later.
+    pub(crate) fn holds_back(&self, id: u64) -> bool {
+        let mut state = self.state.borrow_mut();
+        let unread = state.ended_and_unread();
+        !unread.is_empty() && state.connections.get_mut(&id).is_some_and(|c| c.holds_back(&unread))
+    }
+
     pub(crate) fn connected(&self, stream: UnixStream) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
         state.last_connection += 1;

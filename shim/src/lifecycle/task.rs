@@ -184,6 +184,11 @@ impl Lifecycle {
         self.tasks.contains_key(task)
     }
 
+    /// Whether the container's first process has ended, and that was told.
+    pub fn is_stopped(&self, task: &TaskId) -> bool {
+        self.tasks.get(task).is_some_and(|task| task.init.state == InitState::Stopped)
+    }
+
     /// All ids, those being created included.
     pub fn ids(&self) -> impl Iterator<Item = &TaskId> {
         self.tasks.keys()
