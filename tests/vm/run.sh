@@ -29,7 +29,6 @@ namespaces_calls=(
     "output_across_restarts v2_1"
     "tasks_under_containerd v2_1"
     "pods v2_1"
-    "sandbox_controller v2_1"
     "monitoring v2_1"
 )
 machine_calls=(
@@ -38,7 +37,6 @@ machine_calls=(
     update
     stats
     oci_runtime
-    oci_users
     "real_runtimes crun::a_whole_life crun::the_hosts_devices crun::execs_end_before_init"
     "with_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{metrics,an_update}) $(echo v2_1::crun::{run_prints,an_exec,pause})"
     "tasks_under_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,the_figures})"
