@@ -575,7 +575,16 @@ fn a_checkpoint_is_written_and_restored_or_refused_by_name(docker: &Docker<'_>) 
     }
     docker.wait_for_status("it", "exited");
     let before = docker.logs("it").0.lines().count();
-    docker.ok(&["start", "--checkpoint", "point", "it"]);
+    eventually("it should be started from the checkpoint", || {
+        let output = docker.docker(&["start", "--checkpoint", "point", "it"]);
+        if output.status.success() {
+            return Ok(());
+        }
+        // dockerd gives containerd the image, which it may still have from the creation, until it has cleaned up.
+        let said = text(&output.stderr);
+        assert!(said.contains("already exists"), "{}", docker.complain(&output));
+        Err(said)
+    });
     let after = eventually("it should count again", || {
         let numbers: Vec<usize> = docker.logs("it").0.lines().map(|n| n.parse().unwrap()).collect();
         if numbers.len() > before + 3 { Ok(numbers[before..].to_vec()) } else { Err(numbers) }

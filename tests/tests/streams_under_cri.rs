@@ -9,6 +9,7 @@ use holdfast_tests::cri::stream::channel::{STDERR, STDIN, STDOUT};
 use holdfast_tests::cri::stream::{Stream, port};
 use holdfast_tests::cri::{Cri, Pod, PodContainer};
 use holdfast_tests::matrix::Real;
+use holdfast_tests::programs::Version;
 use holdfast_tests::{eventually, gate};
 
 holdfast_tests::matrix!(
@@ -142,9 +143,13 @@ fn who_is_attached_sees_what_the_log_has(real: &Real<'_>) {
     stream.send(STDIN, b"/bin/busybox seq 1 100000\nexit 4\n");
     stream.wait();
     assert_eq!(container.wait().0, 4);
-    container.wait_for_line("100000");
-    let logged = container.log_lines().into_iter().flat_map(|line| (line.text + "\n").into_bytes()).collect::<Vec<_>>();
-    for bytes in [stream.seen(STDOUT), &logged] {
+    let mut all = vec![stream.seen(STDOUT).to_vec()];
+    // 1.6 may end the log in the middle of a line, over its own shim too.
+    if real.containerd.version() > Version::V1_6 {
+        container.wait_for_line("100000");
+        all.push(container.log_lines().into_iter().flat_map(|line| (line.text + "\n").into_bytes()).collect());
+    }
+    for bytes in all {
         let first = bytes.iter().position(|b| !b"tick\n".contains(b)).unwrap();
         assert!(bytes[first..] == numbers(), "{} bytes", bytes.len());
     }

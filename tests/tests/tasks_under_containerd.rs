@@ -168,7 +168,14 @@ fn the_shim_is_in_the_control_group_that_is_asked_for(real: &Real<'_>) {
     let root = PathBuf::from("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path());
     for hierarchy in hierarchies.chain([root]).filter(|dir| dir.join("cgroup.procs").exists()) {
-        let _ = fs::create_dir(hierarchy.join(&group[1..]));
+        let dir = hierarchy.join(&group[1..]);
+        let _ = fs::create_dir(&dir);
+        // Where version 1 divides processors and memory, a new group has none.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(all) = fs::read(hierarchy.join(file)) {
+                fs::write(dir.join(file), all).unwrap();
+            }
+        }
     }
     let options = format!("BinaryName = {program:?}\nShimCgroup = {group:?}\n");
     let container = Container::with_config(&real.containerd, 0, &options);
