@@ -166,14 +166,19 @@ fn the_shim_is_in_the_control_group_that_is_asked_for(real: &Real<'_>) {
     let group = format!("/{}-shims", real.scene.id());
     // As with containerd's own shim it must be there.
     let root = PathBuf::from("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path());
-    for hierarchy in hierarchies.chain([root]).filter(|dir| dir.join("cgroup.procs").exists()) {
+    let is_group = |dir: &PathBuf| dir.join("cgroup.procs").exists();
+    let hierarchies: Vec<PathBuf> = if is_group(&root) {
+        vec![root]
+    } else {
+        fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path()).filter(is_group).collect()
+    };
+    for hierarchy in hierarchies {
         let dir = hierarchy.join(&group[1..]);
         let _ = fs::create_dir(&dir);
         // Where version 1 divides processors and memory, a new group has none.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if let Ok(all) = fs::read(hierarchy.join(file)) {
-                fs::write(dir.join(file), all).unwrap();
+                let _ = fs::write(dir.join(file), all);
             }
         }
     }
