@@ -7,7 +7,7 @@
 #   2  fake runtime: the real shim over a scripted OCI runtime; no root needed
 #   3  real: runc, crun, containerd, Docker; root needed
 #
-# A test file in */tests/ belongs to the ring that its first line names ("//! Ring 3: ..."), else to ring 2. A test that
+# A test file in tests/tests/ belongs to the ring that its first line names ("//! Ring 3: ..."), else to ring 2. A test that
 # cannot run here says so through skip() of the harness; each skip must be listed in permitted-skips.txt.
 #
 # The cells of the matrix (tests/src/matrix.rs) are tests of ring 3. After it their tables are printed and written to

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use ttrpc::proto::{Code, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE, Request, Response};
 
 use crate::ask::{AskError, Asker};
@@ -525,8 +525,6 @@ async fn read_response(stream: &UnixStream, id: u32) -> io::Result<Response> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Instant as SystemInstant;
-
     use protobuf::EnumOrUnknown;
     use tokio::net::UnixListener;
     use tokio::task::LocalSet;
@@ -578,7 +576,7 @@ mod tests {
     /// What whoever came after the death of this process would find.
     fn written_down(path: &Path) -> Vec<i32> {
         let files = std::fs::read_dir(path.with_extension("d")).into_iter().flatten().flatten();
-        let left = files.filter_map(|file| LeftBehind::take(&file.path(), SystemInstant::now()).unwrap());
+        let left = files.filter_map(|file| LeftBehind::take(&file.path(), Instant::now()).unwrap());
         left.flat_map(|left| left.waiting().map(number).collect::<Vec<_>>()).collect()
     }
 

@@ -551,6 +551,15 @@ pub fn log_lines(path: &Path) -> Vec<LogLine> {
     whole.lines().map(|line| parse(line).unwrap_or_else(|| panic!("not a line of a log: {line:?}"))).collect()
 }
 
+/// A pod's configuration, with a network and a host name of its own.
+pub fn with_own_network(mut config: PodSandboxConfig) -> PodSandboxConfig {
+    let linux = config.linux.as_mut().expect("Cri::pod_config gives it");
+    let security = linux.security_context.as_mut().expect("so it does");
+    security.namespace_options.as_mut().expect("so it does").network = NamespaceMode::POD.into();
+    config.hostname = "pod-of-holdfast".into();
+    config
+}
+
 fn image_spec() -> MessageField<ImageSpec> {
     MessageField::some(ImageSpec { image: IMAGE.into(), ..ImageSpec::default() })
 }

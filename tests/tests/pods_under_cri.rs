@@ -10,7 +10,7 @@ use std::thread;
 
 use holdfast_tests::container::Oci;
 use holdfast_tests::cri::api::{IDMapping, LinuxContainerResources, NamespaceMode, PodSandboxConfig, UserNamespace};
-use holdfast_tests::cri::{self, Cri, Pod, PodContainer};
+use holdfast_tests::cri::{self, Cri, Pod, PodContainer, with_own_network};
 use holdfast_tests::grpc::code;
 use holdfast_tests::matrix::Real;
 use holdfast_tests::process::{self, Process, until_gone};
@@ -114,13 +114,6 @@ fn namespaces(pid: u32) -> [PathBuf; 4] {
 fn with_shared_pids(mut config: PodSandboxConfig) -> PodSandboxConfig {
     let options = &mut config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options;
     options.as_mut().unwrap().pid = NamespaceMode::POD.into();
-    config
-}
-
-fn with_own_network(mut config: PodSandboxConfig) -> PodSandboxConfig {
-    let options = &mut config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options;
-    options.as_mut().unwrap().network = NamespaceMode::POD.into();
-    config.hostname = "pod-of-holdfast".into();
     config
 }
 

@@ -4,10 +4,10 @@
 
 use std::fs;
 
-use holdfast_tests::cri::api::{ContainerConfig, NamespaceMode};
+use holdfast_tests::cri::api::ContainerConfig;
 use holdfast_tests::cri::stream::channel::{STDERR, STDIN, STDOUT};
 use holdfast_tests::cri::stream::{Stream, port};
-use holdfast_tests::cri::{Cri, Pod, PodContainer};
+use holdfast_tests::cri::{Cri, Pod, PodContainer, with_own_network};
 use holdfast_tests::matrix::Real;
 use holdfast_tests::programs::Version;
 use holdfast_tests::{eventually, gate};
@@ -192,10 +192,7 @@ fn a_port_of_a_pod_is_forwarded(real: &Real<'_>) {
     let cri = start(real);
     let number = 4711_u16;
     let pods = ["one", "other"].map(|name| {
-        let mut config = cri.pod_config(name);
-        let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-        security.namespace_options.as_mut().unwrap().network = NamespaceMode::POD.into();
-        let pod = cri.run_pod_with(config);
+        let pod = cri.run_pod_with(with_own_network(cri.pod_config(name)));
         let answer = format!("read line; echo {name} got $line; exec /bin/busybox seq 1 100000");
         let server = pod.run("server", &format!("exec /bin/busybox nc -ll -p {number} -e /bin/sh -c '{answer}'"));
         let listens = format!("until /bin/busybox grep -q :{number:04X} /proc/net/tcp*; do /bin/sleep 0.02; done");

@@ -454,8 +454,9 @@ impl State {
     /// The containers that have ended with output that no reader has yet.
     pub(super) fn ended_and_unread(&self) -> Vec<TaskId> {
         let is_unread = |task: &&TaskId| {
-            self.io(task, &ProcessId::Init).is_some_and(|io| io.is_unread() || !io.is_settled())
-                && self.lifecycle.is_stopped(task)
+            // Asked first: it costs nothing, and of what runs no FIFO is to be looked at with each request.
+            self.lifecycle.is_stopped(task)
+                && self.io(task, &ProcessId::Init).is_some_and(|io| io.is_unread() || !io.is_settled())
         };
         self.containers.keys().filter(is_unread).cloned().collect()
     }

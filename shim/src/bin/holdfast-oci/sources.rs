@@ -59,7 +59,7 @@ impl Sources {
         let place = place(rootfs)?;
         let mut trees = Vec::new();
         for mount in spec.mounts_mut().iter_mut().flatten().filter(|mount| mount.typ().as_deref() == Some("bind")) {
-            let tree = copy(mount).map_err(Failure::sys("copy the source of a bind mount"))?;
+            let tree = copy(mount)?;
             users.show(mount, tree.as_fd())?;
             trees.push(tree);
             mount.set_source(Some(target(place, trees.len())));
@@ -105,8 +105,10 @@ fn place(rootfs: &Path) -> Result<&'static Path, Failure> {
 }
 
 /// A copy of the source, with what is mounted below it if the mount wants that.
-fn copy(mount: &Mount) -> Result<OwnedFd, Errno> {
+fn copy(mount: &Mount) -> Result<OwnedFd, Failure> {
     let recursive = mount.options().iter().flatten().any(|option| option == "rbind");
     let below = if recursive { libc::AT_RECURSIVE.cast_unsigned() } else { 0 };
-    sys::open_tree(mount.source().as_deref().ok_or(Errno::ENOENT)?, libc::OPEN_TREE_CLONE | below)
+    let source = mount.source().as_deref().unwrap_or(Path::new(""));
+    let tree = sys::open_tree(source, libc::OPEN_TREE_CLONE | below);
+    tree.map_err(|errno| Failure::file("copy the source of a bind mount", source)(errno.into()))
 }
