@@ -73,10 +73,11 @@ run_ring() {
     xargs -P "$(nproc)" -I NAME "${with_signals[@]}" bash -uo pipefail -c '
         program=$(sed -n "s|.*Executable tests/NAME.rs (\(.*\))\$|\1|p" "$built")
         out=$(mktemp target/test-NAME.XXXXXX)
+        started=$SECONDS
         "$program" </dev/null >"$out" 2>&1 || echo NAME >>target/tests-failed.txt
         {
             flock 9
-            echo "+ $program"
+            echo "+ $program, $((SECONDS - started)) s"
             cat "$out"
         } 9>>target/tests-built.txt | tee -a "$log"
         rm -f "$out"' <"$names"

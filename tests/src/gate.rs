@@ -16,7 +16,7 @@ pub const GREEDY: &str = "echo 1000 >/proc/self/oom_score_adj; exec /bin/busybox
 /// Shell words that wait until this gate is open.
 pub fn wait_at(gate: &str) -> String {
     // Short naps rather than one long sleep: nothing wakes a sleeping first process when the file appears.
-    format!("while ! [ -e /{gate} ]; do /bin/sleep 0.02; done")
+    format!("while ! [ -e /{gate} ]; do /bin/sleep 0.1; done")
 }
 
 /// A script that ends with this status once the gate `go` is open.

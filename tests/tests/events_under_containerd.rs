@@ -5,7 +5,9 @@
 use std::fs;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -14,7 +16,7 @@ use holdfast_tests::containerd::Events;
 use holdfast_tests::matrix;
 use holdfast_tests::matrix::Real;
 use holdfast_tests::process::Stopped;
-use holdfast_tests::{eventually, gate, process};
+use holdfast_tests::{eventually, gate, process, programs};
 
 matrix!(
     exits_and_lack_of_memory_are_told_in_order_when_containerd_is_back,
@@ -31,9 +33,13 @@ struct InItsPlace {
 
 impl InItsPlace {
     fn of_containerd(real: &Real<'_>) -> Self {
-        let path = real.scene.path("c.sock.ttrpc");
+        let path = its_place(real);
         let _ = fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).unwrap();
+        Self::at(&path)
+    }
+
+    fn at(path: &Path) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
         let (accepting, connections) = (listener.try_clone().unwrap(), Arc::<Mutex<Vec<_>>>::default());
         let taken = Arc::clone(&connections);
         let accept = move || accepting.incoming().map_while(Result::ok).for_each(|c| taken.lock().unwrap().push(c));
@@ -54,6 +60,11 @@ impl InItsPlace {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
+}
+
+/// Where shims bring their events.
+fn its_place(real: &Real<'_>) -> PathBuf {
+    real.scene.path("c.sock.ttrpc")
 }
 
 /// In the order in which they are opened.
@@ -144,6 +155,18 @@ fn what_a_shim_that_was_killed_with_containerd_had_not_told_is_told(real: &Real<
     if real.lacks_controllers() {
         return;
     }
+    // It may be served before this test can ask for events: so `delete` brings them elsewhere, until this test has asked.
+    let elsewhere = real.scene.path("elsewhere.sock");
+    let program = programs::shim();
+    let dir = real.scene.make_dir("wrapper");
+    let script = format!(
+        "#!/bin/sh\nfor a; do [ \"$a\" != delete ] || export TTRPC_ADDRESS={elsewhere:?}; done\nexec {program:?} \"$@\"\n"
+    );
+    let wrapper = dir.join(program.file_name().unwrap());
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    real.containerd.restart_with("PATH", &format!("{}:{}", dir.display(), real.containerd.path()));
+
     let (container, pids) = with_two_execs(real);
     let shim = container.shim();
     real.containerd.kill();
@@ -152,9 +175,12 @@ fn what_a_shim_that_was_killed_with_containerd_had_not_told_is_told(real: &Real<
     container.wait_status("");
     shim.kill();
     shim.wait_gone();
-    let place = InItsPlace::of_containerd(real);
+    let place = InItsPlace::at(&elsewhere);
     real.containerd.resume();
     let events = real.containerd.listen();
+    place.wait_for_one();
+    fs::remove_file(&elsewhere).unwrap();
+    symlink(its_place(real), &elsewhere).unwrap();
     place.give_way();
     assert_eq!(told(&events, &container), STORY);
     assert_eq!(real.containerd.task(&container.id), None);
