@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -69,11 +70,18 @@ impl<'a> Containerd<'a> {
     /// If there is no such containerd, or it does not come up.
     #[track_caller]
     pub fn start(scene: &'a Scene, version: Version) -> Self {
+        let containerd = Self::prepare(scene, version);
+        containerd.resume();
+        containerd
+    }
+
+    /// As [`Containerd::start`], but does not start it.
+    #[track_caller]
+    pub fn prepare(scene: &'a Scene, version: Version) -> Self {
         let rootfs = scene.make_dir("rootfs");
         bundle::fill_with_busybox(&rootfs);
         let containerd = Self { scene, version, daemon: Mutex::default(), rootfs, environment: Mutex::default() };
         containerd.configure(&[CRI, UNUSED].concat(), "");
-        containerd.resume();
         containerd
     }
 
@@ -89,7 +97,7 @@ impl<'a> Containerd<'a> {
         fs::write(self.scene.path("containerd.toml"), config).expect("the scene is writable");
     }
 
-    /// Kills it and starts it with its plugin for kubelets, whose settings `sections` has.
+    /// Kills it, if it runs, and starts it with its plugin for kubelets, whose settings `sections` has.
     #[track_caller]
     pub fn restart_with_cri(&self, sections: &str) {
         self.kill();
@@ -97,7 +105,7 @@ impl<'a> Containerd<'a> {
         self.resume();
     }
 
-    /// Kills it and starts it with all that its controllers of sandboxes want, of which some wants parts of the plugin for
+    /// Kills it, if it runs, and starts it with all that its controllers of sandboxes want, of which some wants parts of the plugin for
     /// kubelets since 2.0.
     #[track_caller]
     pub fn restart_with_sandboxes(&self) {
@@ -121,7 +129,10 @@ impl<'a> Containerd<'a> {
         self.state().join("io.containerd.runtime.v2.task").join(namespace).join(id)
     }
 
-    /// Starts the daemon again, after [`Containerd::kill`], and waits until it answers.
+    /// Starts the daemon again, after [`Containerd::kill`], and waits until it listens.
+    ///
+    /// # Panics
+    /// If it does not.
     #[track_caller]
     pub fn resume(&self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
@@ -130,9 +141,11 @@ impl<'a> Containerd<'a> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.envs(lock(&self.environment).iter().cloned());
         *lock(&self.daemon) = Some(ChildProcess::spawn(&mut command));
-        eventually("containerd should answer", || {
-            let output = run(self.ctr().arg("version"));
-            if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        // It listens once all its plugins are there. What a predecessor has left refuses.
+        eventually("containerd should listen", || {
+            let running = lock(&self.daemon).as_ref().is_some_and(ChildProcess::is_alive);
+            assert!(running, "containerd has ended:\n{}", self.log_tail());
+            UnixStream::connect(self.socket())
         });
     }
 

@@ -321,7 +321,18 @@ impl<'a> Docker<'a> {
     /// Both outputs of a container, as `docker logs` gives them.
     #[track_caller]
     pub fn logs(&self, name: &str) -> (String, String) {
-        let body = self.get(&format!("/containers/{name}/logs?stdout=1&stderr=1"));
+        self.logs_from(name, "all")
+    }
+
+    /// The last line that a container has printed; dockerd finds it without reading all that is before.
+    #[track_caller]
+    pub fn last_line(&self, name: &str) -> String {
+        self.logs_from(name, "1").0.trim_end().to_owned()
+    }
+
+    #[track_caller]
+    fn logs_from(&self, name: &str, tail: &str) -> (String, String) {
+        let body = self.get(&format!("/containers/{name}/logs?stdout=1&stderr=1&tail={tail}"));
         let text = |b: Vec<u8>| String::from_utf8(b).expect("containers print text");
         if self.inspect(name, ".Config.Tty") == true {
             return (text(body), String::new());

@@ -42,16 +42,17 @@ use crate::skip::{self, is_root, skip};
 use crate::{Scene, process, programs};
 
 /// Makes the tests of a file: a module for each containerd, in it one for each OCI runtime, in it one for each behaviour.
+/// Behaviours that start containerd with settings of their own get one that was only prepared: `matrix!(prepare; one, another)`.
 #[macro_export]
 macro_rules! matrix {
-    (@version $module:ident $version:ident $behaviours:tt) => {
+    (@version $module:ident $version:ident $start:ident $behaviours:tt) => {
         mod $module {
-            $crate::matrix!(@oci holdfast_oci $version HoldfastOci $behaviours);
-            $crate::matrix!(@oci runc $version Runc $behaviours);
-            $crate::matrix!(@oci crun $version Crun $behaviours);
+            $crate::matrix!(@oci holdfast_oci $version HoldfastOci $start $behaviours);
+            $crate::matrix!(@oci runc $version Runc $start $behaviours);
+            $crate::matrix!(@oci crun $version Crun $start $behaviours);
         }
     };
-    (@oci $module:ident $version:ident $oci:ident [$($behaviour:ident)*]) => {
+    (@oci $module:ident $version:ident $oci:ident $start:ident [$($behaviour:ident)*]) => {
         mod $module {
             use $crate::matrix::{Cell, run};
             const ROWS: &[&str] = &[$(stringify!($behaviour)),*];
@@ -63,15 +64,26 @@ macro_rules! matrix {
                         daemon: $crate::matrix::Daemon::Containerd(version),
                         oci: $crate::container::Oci::$oci,
                     };
-                    run(version, cell, module_path!(), ROWS, stringify!($behaviour), super::super::$behaviour);
+                    run(
+                        version,
+                        |scene, version| $crate::containerd::Containerd::$start(scene, version),
+                        cell,
+                        module_path!(),
+                        ROWS,
+                        stringify!($behaviour),
+                        super::super::$behaviour,
+                    );
                 }
             )*
         }
     };
+    ($start:ident; $($behaviour:ident),* $(,)?) => {
+        $crate::matrix!(@version v1_6 V1_6 $start [$($behaviour)*]);
+        $crate::matrix!(@version v1_7 V1_7 $start [$($behaviour)*]);
+        $crate::matrix!(@version v2_1 V2_1 $start [$($behaviour)*]);
+    };
     ($($behaviour:ident),* $(,)?) => {
-        $crate::matrix!(@version v1_6 V1_6 [$($behaviour)*]);
-        $crate::matrix!(@version v1_7 V1_7 [$($behaviour)*]);
-        $crate::matrix!(@version v2_1 V2_1 [$($behaviour)*]);
+        $crate::matrix!(start; $($behaviour),*);
     };
 }
 
@@ -182,7 +194,7 @@ pub struct Cell {
 pub struct Real<'a> {
     /// Its directory; nothing of it may be left at the end.
     pub scene: &'a Scene,
-    /// A running containerd of the cell's version.
+    /// A containerd of the cell's version.
     pub containerd: Containerd<'a>,
     /// The cell.
     pub cell: Cell,
@@ -225,7 +237,15 @@ pub enum Outcome {
 /// # Panics
 /// If the behaviour does, or leaves something.
 #[track_caller]
-pub fn run(version: Version, cell: Cell, module: &str, rows: &[&str], behaviour: &str, function: fn(&Real<'_>)) {
+pub fn run(
+    version: Version,
+    begin: Begin,
+    cell: Cell,
+    module: &str,
+    rows: &[&str],
+    behaviour: &str,
+    function: fn(&Real<'_>),
+) {
     let row = Row {
         // with_containerd::v1_6::runc
         group: module.split("::").next().unwrap_or_default().into(),
@@ -235,19 +255,22 @@ pub fn run(version: Version, cell: Cell, module: &str, rows: &[&str], behaviour:
     skip::take_reason();
     // A test that does not come to its end has failed.
     note(&row, cell, &Outcome::Fail);
-    let ended = catch_unwind(AssertUnwindSafe(|| run_in_cell(version, cell, function)));
+    let ended = catch_unwind(AssertUnwindSafe(|| run_in_cell(version, begin, cell, function)));
     match ended {
         Ok(()) => note(&row, cell, &skip::take_reason().map_or(Outcome::Pass, Outcome::Skip)),
         Err(panic) => resume_unwind(panic),
     }
 }
 
-fn run_in_cell(version: Version, cell: Cell, function: fn(&Real<'_>)) {
+/// [`Containerd::start`] or [`Containerd::prepare`].
+pub type Begin = for<'a> fn(&'a Scene, Version) -> Containerd<'a>;
+
+fn run_in_cell(version: Version, begin: Begin, cell: Cell, function: fn(&Real<'_>)) {
     if let Some(refusal) = refusal(cell.oci) {
         return skip(refusal);
     }
-    let scene = Scene::new();
-    let containerd = Containerd::start(&scene, version);
+    let scene = Scene::for_daemons();
+    let containerd = begin(&scene, version);
     function(&Real { scene: &scene, containerd, cell });
 }
 
@@ -291,7 +314,7 @@ pub fn run_on_docker(
     }
     // A test that does not come to its end has failed.
     rows.iter().for_each(|(row, _)| note(row, cell, &Outcome::Fail));
-    let scene = Scene::new();
+    let scene = Scene::for_daemons();
     let shim = if runtime() == STOCK_RUNTIME { Shim::Stock } else { Shim::Holdfast(oci) };
     let docker = Docker::start(&scene, version, shim, flags);
     let mut failed = Vec::new();

@@ -1,5 +1,6 @@
 //! The private world of one test: a directory, an environment, and the check that nothing of it is left over.
 
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -34,15 +35,27 @@ impl Scene {
     /// # Panics
     /// If it cannot be made.
     pub fn new() -> Self {
+        // In memory for the benchmark, as /run is on the machines that count.
+        Self::in_dir(&env::var_os("HOLDFAST_TEST_DIR").unwrap_or_else(|| "/tmp".into()))
+    }
+
+    /// One for a daemon that waits for the disk after each of its many small writes: in memory, if `HOLDFAST_TEST_MEMORY`
+    /// says where.
+    ///
+    /// # Panics
+    /// As [`Scene::new`].
+    pub fn for_daemons() -> Self {
+        env::var_os("HOLDFAST_TEST_MEMORY").map_or_else(Self::new, |base| Self::in_dir(&base))
+    }
+
+    fn in_dir(base: &OsStr) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         // The start time makes the id differ from that of an earlier process with the same pid.
         let own = std::process::id();
         // The last letter keeps it from being the beginning of another one's.
         let id = format!("hf{own:x}-{:x}-{n:x}z", process::start_time(own).unwrap_or_default());
-        // In memory for the benchmark, as /run is on the machines that count.
-        let base = std::env::var_os("HOLDFAST_TEST_DIR").unwrap_or_else(|| "/tmp".into());
-        let dir = Path::new(&base).join(&id);
+        let dir = Path::new(base).join(&id);
         DirBuilder::new().mode(0o700).create(&dir).unwrap_or_else(|e| panic!("cannot make {}: {e}", dir.display()));
         // However full the disk of the tests is.
         let settings = dir.join("shim.toml");

@@ -182,11 +182,9 @@ fn play(docker: &Docker<'_>, away: Away) -> Seen {
     seen.trees[2] = tree(runner);
 
     let counted = |name: &str, all: usize| {
-        let last = within(long, || match in_order(&docker.logs(name).0) {
-            n if n == all => Ok(n),
-            n => Err(n),
-        });
-        last.unwrap_or_else(|n| n)
+        let last = (all - 1).to_string();
+        let _ = within(long, || if docker.last_line(name) == last { Ok(()) } else { Err(()) });
+        in_order(&docker.logs(name).0)
     };
     seen.lines = counted("writer", LINES);
     seen.last_words = counted("last", LAST_WORDS);
@@ -349,7 +347,7 @@ fn what_becomes_of_containers_when_their_managers_go() {
         return skip("needs root");
     }
     let seen_with = |shim| {
-        let scene = Scene::new();
+        let scene = Scene::for_daemons();
         let docker = Docker::start(&scene, DockerVersion::V28_5, shim, &["--live-restore"]);
         let seen = Away::ALL.map(|away| {
             let seen = play(&docker, away);

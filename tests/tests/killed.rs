@@ -293,6 +293,8 @@ fn after_a_shim_that_is_killed_anywhere_delete_ends_its_sandbox() {
         let doom = tracer::doom(shim.process().pid(), point);
         let mut seen = None;
         let lived = live_as_a_sandbox(&mut sandbox, &mut seen);
+        // As clients do; otherwise the shim gives it a second for that.
+        drop(sandbox);
         shim.process().wait_gone();
         let end = doom.join().unwrap();
         let output = world.launch(&bundle).run_delete();

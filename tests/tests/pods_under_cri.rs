@@ -19,6 +19,7 @@ use holdfast_tests::skip::skip;
 use holdfast_tests::{eventually, gate, matrix};
 
 holdfast_tests::matrix!(
+    prepare;
     a_container_of_a_pod_runs_to_its_end,
     containers_of_a_pod_share_a_shim_and_go_one_by_one,
     namespaces_are_shared_as_the_pod_has_it,

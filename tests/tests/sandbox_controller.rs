@@ -14,6 +14,7 @@ use holdfast_tests::sandbox::{NOT_READY, READY};
 use holdfast_tests::{Process, eventually, process};
 
 holdfast_tests::matrix!(
+    prepare;
     a_client_that_drives_the_controller_has_a_sandbox_from_create_to_shutdown,
     a_container_joins_a_sandbox_of_the_controller_which_outlives_it,
     a_sandbox_and_its_container_are_found_again_by_a_new_containerd,

@@ -13,6 +13,7 @@ use holdfast_tests::programs::Version;
 use holdfast_tests::{eventually, gate};
 
 holdfast_tests::matrix!(
+    prepare;
     an_exec_streams_input_output_and_its_status,
     an_execs_input_ends_with_its_stream,
     a_terminal_has_the_size_that_is_told_and_told_anew,
