@@ -30,6 +30,7 @@ namespaces_calls=(
     "tasks_under_containerd v2_1"
     "pods v2_1"
     "monitoring v2_1"
+    "sandbox_controller v2_1"
 )
 machine_calls=(
     "under_systemd a_daemon_reload what_the_unit_is_denied containers_and_shims_have a_stop_without_live_restore"
@@ -37,6 +38,7 @@ machine_calls=(
     update
     stats
     oci_runtime
+    oci_users
     "real_runtimes crun::a_whole_life crun::the_hosts_devices crun::execs_end_before_init"
     "with_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{metrics,an_update}) $(echo v2_1::crun::{run_prints,an_exec,pause})"
     "tasks_under_containerd $(echo v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,the_figures})"
@@ -44,7 +46,7 @@ machine_calls=(
     "pods $(echo v2_1::{crun,runc,holdfast_oci}::lack_of_memory)"
     "monitoring $(echo v2_1::{crun,runc,holdfast_oci}::containerds_metrics)"
     # No pod runs where nothing gives it a share of the processor.
-    "pods_under_cri $(echo v2_1::crun::{a_container,containers_of,namespaces,what_a,a_log,a_terminal,an_exec,a_pod_,a_score} v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,a_pods_figures,a_pods_control})"
+    "pods_under_cri $(echo v2_1::crun::{a_container,containers_of,namespaces,what_a,a_log,a_terminal,an_exec,a_pod_,a_pods_own,a_score,thirty} v2_1::{crun,runc,holdfast_oci}::{lack_of_memory,a_pods_figures,a_pods_control})"
     "streams_under_cri v2_1::crun"
 )
 # Seconds that a condition may take; an emulated processor has a tenth of the speed, and perhaps a busy machine below it.
