@@ -58,6 +58,10 @@ impl Said {
     }
 }
 
+/// A script that runs until it is told to end, and then ends with 143. It says "up" once it does so: before that the kernel
+/// keeps the signal from the first process of a container, which has not asked for it.
+pub const POLITE: &str = "trap 'exit 143' TERM; echo up; while :; do sleep 0.1 & wait $!; done";
+
 /// Makes a root file system of a static busybox and a few of its names.
 ///
 /// # Panics
@@ -211,6 +215,13 @@ impl Holdfastd {
         let rootfs = self.rootfs();
         let fixed = ["run", "-d", "--name", name, "--rootfs", &rootfs];
         self.holdfast(&[&fixed, options, &["--", "/bin/sh", "-c", script]].concat()).ok()
+    }
+
+    /// Runs [`POLITE`] in the background, and waits until it obeys; returns the container's id.
+    pub fn run_polite(&self, name: &str) -> String {
+        let id = self.run(name, POLITE);
+        until("it is up", || self.holdfast(&["logs", name]).out.contains("up").then_some(()));
+        id
     }
 
     /// Lets every container go on that waits at this gate, see [`gate`].

@@ -6,13 +6,10 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
-use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::holdfastd::{Holdfastd, POLITE, Said};
 use holdfast_tests::process::{ChildProcess, Stopped, is_alive, kill_hard};
 use holdfast_tests::until;
 use nix::sys::signal::Signal;
-
-/// Says that it runs and ends with 143 on SIGTERM.
-const POLITE: &str = "trap 'exit 143' TERM; echo up; while :; do sleep 0.1 & wait $!; done";
 
 /// Says that it runs and has no ear for SIGTERM.
 const DEAF: &str = "trap '' TERM; echo up; while :; do sleep 0.1; done";

@@ -7,8 +7,6 @@ use holdfast_tests::until;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-const POLITE: &str = "trap 'exit 143' TERM; while :; do sleep 0.1 & wait $!; done";
-
 /// Sends SIGHUP and waits until the log says this, once more than before.
 fn hang_up(host: &Holdfastd, expected: &str) {
     let count = |host: &Holdfastd| host.said_by_supervisor().matches(expected).count();
@@ -24,7 +22,7 @@ fn sighup_switches_live_restore_off_and_on_also_by_the_removal_of_the_key() {
     hang_up(&host, "live-restore is now false, it was true");
     host.configure("live-restore = true\n");
     hang_up(&host, "live-restore is now true, it was false");
-    host.run("web", POLITE);
+    host.run_polite("web");
     let pid = host.pid("web", "pid");
     assert_eq!(host.terminate(), Some(0));
     assert!(is_alive(pid), "it is on");
@@ -74,7 +72,7 @@ fn a_bad_file_changes_nothing_and_is_named_with_line_and_key() {
         assert_eq!(said.err.lines().count(), 1, "{said:?}");
     }
     hang_up(&host, "the settings stay as they were");
-    host.run("web", POLITE);
+    host.run_polite("web");
     let pid = host.pid("web", "pid");
     assert_eq!(host.terminate(), Some(0));
     assert!(is_alive(pid), "live-restore is on as it was");
@@ -103,7 +101,7 @@ fn a_flag_wins_over_the_file_and_the_log_says_so() {
     let said = host.holdfast(&["reload"]);
     assert_eq!((said.code, said.out.as_str()), (0, "nothing has changed\n"));
     assert!(said.err.contains(told), "{said:?}");
-    host.run("web", POLITE);
+    host.run_polite("web");
     let pid = host.pid("web", "pid");
     assert_eq!(host.terminate(), Some(0));
     assert!(is_alive(pid), "the flag won");

@@ -12,13 +12,10 @@ use std::time::{Duration, Instant};
 
 use holdfast_proto::record::Record;
 use holdfast_tests::gate::ends_later;
-use holdfast_tests::holdfastd::{Holdfastd, Said};
+use holdfast_tests::holdfastd::{Holdfastd, POLITE, Said};
 use holdfast_tests::process::{ChildProcess, Stopped, copy_program, is_alive, kill_hard, until_gone};
 use holdfast_tests::{FakeWorld, stdio::Stdio as Streams, until};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-
-/// Runs until it is told to end, with 143.
-const POLITE: &str = "trap 'exit 143' TERM; while :; do sleep 1000 & wait $!; done";
 
 /// A supervisor that gives shims the time that is said here.
 fn patient_for(host: &Holdfastd, time: &str) -> Command {
@@ -78,7 +75,7 @@ fn assert_unharmed(strangers: &[ChildProcess]) {
 fn clients_are_served_before_the_restore_is_over_and_who_needs_a_verdict_waits_for_that_alone() {
     let mut host = Holdfastd::start();
     for name in ["slow", "web"] {
-        host.run(name, POLITE);
+        host.run_polite(name);
     }
     let shim = host.pid("slow", "shim_pid");
     host.kill();
@@ -154,7 +151,7 @@ fn a_wedged_shim_delays_nobody_and_nothing_is_lost_when_it_comes_back() {
     let mut host = Holdfastd::start();
     let names = ["a", "b", "c", "d"];
     for name in names {
-        host.run(name, POLITE);
+        host.run_polite(name);
     }
     let id = host.run("wedged", &ends_later(7));
     let inspected = host.inspect("wedged");
@@ -204,7 +201,7 @@ fn read_up_to(events: &mut ChildProcess, is: impl Fn(&serde_json::Value) -> bool
 fn a_wedged_shims_container_can_be_stopped_and_removed() {
     let mut host = Holdfastd::start();
     for name in ["stopped", "removed"] {
-        host.run(name, POLITE);
+        host.run_polite(name);
     }
     let pids = ["stopped", "removed"].map(|name| (host.pid(name, "pid"), host.pid(name, "shim_pid")));
     host.kill();
@@ -228,9 +225,9 @@ fn a_wedged_shims_container_can_be_stopped_and_removed() {
 #[test]
 fn a_container_whose_shim_died_while_nobody_watched_is_visible_and_can_be_stopped() {
     let mut host = Holdfastd::start();
-    host.run("stopped", POLITE);
+    host.run_polite("stopped");
     host.run("ended", &ends_later(5));
-    host.run("removed", POLITE);
+    host.run_polite("removed");
     let pids = ["stopped", "ended", "removed"].map(|name| host.pid(name, "pid"));
     let shims = ["stopped", "ended", "removed"].map(|name| host.pid(name, "shim_pid"));
     host.kill();
@@ -261,7 +258,7 @@ fn a_container_whose_shim_died_while_nobody_watched_is_visible_and_can_be_stoppe
 fn a_stranger_under_a_dead_shims_or_containers_pid_is_never_signalled() {
     let mut host = Holdfastd::start();
     for name in ["adopted", "lost"] {
-        host.run(name, POLITE);
+        host.run_polite(name);
     }
     let pids = ["adopted", "lost"].map(|name| (host.pid(name, "pid"), host.pid(name, "shim_pid")));
     host.kill();
@@ -280,7 +277,7 @@ fn a_stranger_under_a_dead_shims_or_containers_pid_is_never_signalled() {
 #[test]
 fn a_pid_that_passes_to_a_stranger_while_the_supervisor_watches_it_is_not_signalled_either() {
     let mut host = Holdfastd::start();
-    host.run("web", POLITE);
+    host.run_polite("web");
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
     host.kill();
     kill_hard(shim);
@@ -351,8 +348,8 @@ fn after_a_reboot_no_trace_is_trusted_and_what_should_run_is_started_again() {
 #[test]
 fn a_newer_holdfasts_container_is_shown_kept_and_can_only_be_signalled() {
     let mut host = Holdfastd::start();
-    let id = host.run("web", POLITE);
-    host.run("other", POLITE);
+    let id = host.run_polite("web");
+    host.run_polite("other");
     let pid = host.pid("web", "pid");
     host.kill();
     let path = record_path(&host, &id);
@@ -387,7 +384,7 @@ fn a_newer_holdfasts_container_is_shown_kept_and_can_only_be_signalled() {
 #[test]
 fn an_unreadable_record_is_made_up_for_by_a_shim_that_answers_and_kept_otherwise() {
     let mut host = Holdfastd::start();
-    let ids = ["alive", "dead"].map(|name| host.run(name, POLITE));
+    let ids = ["alive", "dead"].map(|name| host.run_polite(name));
     let (pid, shim) = (host.pid("dead", "pid"), host.pid("dead", "shim_pid"));
     host.kill();
     for id in &ids {
@@ -420,7 +417,7 @@ fn without_its_oci_runtime_a_container_goes_on_is_shown_and_can_be_stopped_and_r
     command.arg("--runtime").arg(&runtime);
     host.launch(command);
     host.restored();
-    let id = host.run("web", POLITE);
+    let id = host.run_polite("web");
     let (pid, shim) = (host.pid("web", "pid"), host.pid("web", "shim_pid"));
     host.kill();
     fs::remove_file(&runtime).unwrap();
@@ -468,7 +465,7 @@ fn another_managers_container_is_only_looked_at() {
 #[test]
 fn two_supervisors_never_share_a_directory_and_a_killed_one_is_in_nobodys_way() {
     let mut host = Holdfastd::start();
-    host.run("web", POLITE);
+    host.run_polite("web");
     let run_dir = host.run_dir().display().to_string();
     let second = Said::from(host.daemon_command().output().unwrap());
     assert_eq!(second.code, 1);
