@@ -10,12 +10,16 @@ use std::{env, fs, thread};
 
 use holdfast_proto::control::{AttachRequest, AttachResponse};
 use holdfast_tests::process::memory;
+use holdfast_tests::skip::skip;
 use holdfast_tests::stdio::make_fifo;
 use holdfast_tests::{FakeWorld, Reader, Shim, Stdio, eventually, process};
 use serde_json::json;
 
 /// What the design allows: four pages of anonymous memory, in KiB.
 const ALLOWED: u64 = 16;
+
+/// What the design allows a resting shim that has one container, in bytes of anonymous memory.
+const LARGEST: u64 = 250_000;
 
 /// What a shim has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +97,25 @@ fn assert_no_growth(
 
 fn open(path: &str) -> File {
     File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap()
+}
+
+#[test]
+fn a_resting_shim_is_as_small_as_the_design_says() {
+    if env::var_os("HOLDFAST_BIN_DIR").is_some() {
+        return skip("the programs are not those of `make build`, which are as small as can be");
+    }
+    let world = FakeWorld::new();
+    let bundle = world.script("echo line; exec /bin/sleep 1000");
+    let mut shim = world.start(&bundle);
+    let stdio = Stdio::output(&world.scene, "init");
+    let (out, _errors) = stdio.readers();
+    shim.run(&stdio);
+    out.wait_for("line\n");
+    let size = at_rest(&world, &mut shim);
+    println!("{size:?}");
+    assert_eq!(size.threads, 1);
+    assert!(size.anonymous * 1024 <= LARGEST, "{size:?}");
+    shim.discard();
 }
 
 #[test]

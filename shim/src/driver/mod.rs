@@ -38,6 +38,7 @@ use self::container::Container;
 use self::loggers::Logger;
 use self::sandbox::Sandbox;
 use crate::cgroup::oom::Alarms;
+use crate::io::relay;
 use crate::io::spill::Removal;
 use crate::io::spill::policy::{Choice, OutputSettings};
 use crate::io::spill::tree::Home;
@@ -520,6 +521,7 @@ async fn rest_when_quiet(shim: Weak<Shim>) {
         if strong.active.replace(false) {
             continue;
         }
+        relay::give_back_buffer();
         memory::rest();
         // Only the notification is waited for; this task does not keep the shim alive beyond it, as the shim owns it.
         strong.woken.notified().await;

@@ -80,6 +80,11 @@ thread_local! {
     static SHARED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Frees the shared buffer; who needs one again makes it.
+pub fn give_back_buffer() {
+    SHARED.take();
+}
+
 type Fd = Rc<Polled>;
 
 /// Which of a process's streams.
@@ -808,7 +813,10 @@ impl State {
 
     fn copy(&mut self, source: &Fd) -> Next {
         SHARED.with_borrow_mut(|buffer| {
-            buffer.resize(BUFFER, 0);
+            if buffer.is_empty() {
+                // Zeroed by the kernel, page by page as they are used.
+                *buffer = vec![0; BUFFER];
+            }
             match read(source.get_ref(), buffer) {
                 Ok(0) => self.source = None,
                 Ok(n) => {

@@ -27,9 +27,11 @@ pub fn keep_tunables_to_oneself() {
     }
 }
 
-/// Gives back what a resting shim does not need: free heap, and the mapped pages of its own program, most of which served
-/// the start or a request that is over. The few that are needed again are found in the page cache.
+/// Gives back what a resting shim does not need: free heap, the stack below its caller, and the mapped pages of its own
+/// program, most of which served the start or a request that is over. The few that are needed again are found in the page
+/// cache.
 pub fn rest() {
+    drop_unused_stack();
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim may be called at any time.
     unsafe {
@@ -43,6 +45,23 @@ pub fn rest() {
         // page that is dropped and needed again is read from the file with the same content, madvise(2).
         unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
     }
+}
+
+/// How much of the stack is given back at most, in bytes: as much of it as is mapped from the start, which few calls exceed.
+const UNUSED_STACK: usize = 128 << 10;
+
+/// Gives back what calls that are over have used of the stack. A frame of its own, so that it lies below all that are in use.
+#[inline(never)]
+fn drop_unused_stack() {
+    let page = 4096;
+    let here = 0_u8;
+    // The page below this one is for the frames of the calls that follow here.
+    let end = (std::hint::black_box(&raw const here).addr() & !(page - 1)) - page;
+    let start = end - UNUSED_STACK;
+    // SAFETY: the range is below the frames of all calls that are under way, and the next ones expect nothing there. The
+    // stack grows down to it, and the kernel keeps more room than that between a stack and what else is mapped, so that a part
+    // that is not the stack is not mapped: that is the error which is ignored, after the rest was given back.
+    unsafe { libc::madvise(start as *mut libc::c_void, UNUSED_STACK, libc::MADV_DONTNEED) };
 }
 
 // SAFETY: the linker defines both symbols in every program; only their addresses are used.
