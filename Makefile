@@ -38,7 +38,7 @@ UNITS    := $(patsubst systemd/%,%,$(wildcard $(addprefix systemd/,*.service *.s
 CARGO_STATIC  = RUSTFLAGS="$${RUSTFLAGS-} -C target-feature=+crt-static" \
                 $(CARGO) build --release --locked --target $(HOST)
 
-.PHONY: build sysroot install uninstall peers test test-vm matrix bench demo demo-live-restore check clean help FORCE
+.PHONY: build sysroot install uninstall peers test test-vm matrix bench bench-compare bench-readme demo demo-live-restore check clean help FORCE
 
 ## build: the four programs, static, into bin/
 # One cargo call for each package: together, the features of one would reach the other, and the shim would carry
@@ -100,11 +100,19 @@ test-vm: build peers
 matrix:
 	@$(CARGO) run --quiet --locked -p holdfast-tests --bin matrix -- write target README.md
 
-## bench: this shim and containerd's own, side by side (BENCH_ARGS="--only output" for one of the tables)
+## bench: holdfast beside its peers, into target/bench (BENCH_ARGS=--full for all of it, "--only output" for a part)
 # Static, since the printer runs in a root file system of its own; bench finds it beside itself.
 bench: build peers
 	@$(CARGO_STATIC) -p holdfast-tests --bin bench --bin printer
-	HOLDFAST_TEST_DIR="$${HOLDFAST_TEST_DIR:-/dev/shm}" $(TARGET)/$(HOST)/release/bench $(BENCH_ARGS)
+	HOLDFAST_TEST_DIR="$${HOLDFAST_TEST_DIR:-/dev/shm}" $(TARGET)/$(HOST)/release/bench run $(BENCH_ARGS)
+
+## bench-compare: what has changed since an older run: make bench-compare OLD.json
+bench-compare: $(filter %.json,$(MAKECMDGOALS))
+	@$(CARGO) run --quiet --locked -p holdfast-tests --bin bench -- compare $(or $(OLD),$^)
+
+## bench-readme: README's tables of numbers, from the last run of the benchmark
+bench-readme:
+	@$(CARGO) run --quiet --locked -p holdfast-tests --bin bench -- readme
 
 ## demo: a container that outlives its managers, shown in a minute
 demo: build $(COUNTER)

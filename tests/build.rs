@@ -5,7 +5,7 @@ use std::{env, fs};
 
 use ttrpc_codegen::{Codegen, ProtobufCustomize};
 
-const NAMES: [&str; 2] = ["cri", "sandbox"];
+const NAMES: [&str; 3] = ["containerd", "cri", "sandbox"];
 
 fn main() {
     println!("cargo:rerun-if-changed=protos");

@@ -135,7 +135,7 @@ fn environment_path() -> &'static str {
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 }
 
-fn busybox_config(args: &[&str]) -> Value {
+pub(crate) fn busybox_config(args: &[&str]) -> Value {
     json!({
         "ociVersion": "1.0.2",
         "process": {

@@ -19,6 +19,7 @@
 //! Ring 2 starts in `tests/lifecycle.rs`, ring 3 in `tests/with_containerd.rs`.
 
 pub mod bundle;
+pub mod client;
 pub mod container;
 pub mod containerd;
 pub mod controller;

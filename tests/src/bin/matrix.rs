@@ -6,12 +6,13 @@
 //! matrix write TARGET README     makes it say so; what was skipped is taken from TARGET/vm, if `make test-vm` has seen it
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::env;
+use std::path::Path;
 use std::process::ExitCode;
-use std::{env, fs};
 
 use holdfast_tests::live_restore;
 use holdfast_tests::matrix::{Kind, Matrix, cgroup_mode, compare, seen_with};
+use holdfast_tests::readme::{load, put, save, split};
 
 /// Where a table is.
 struct Place {
@@ -95,13 +96,13 @@ fn check(target: &Path, readme: &Path) -> Result<(), String> {
     let text = load(readme)?;
     for kind in Kind::ALL {
         let seen = load(&target.join(place(kind).file))?;
-        let (_, shown, _) = split(&text, readme, &place(kind))?;
+        let (_, shown, _) = split_at(&text, readme, &place(kind))?;
         // Of two machines the first is that of `make test`.
         let mode = shown.split_once("cgroup mode ").and_then(|(_, rest)| rest.split_once('.')).map(|(mode, _)| mode);
         let other_machine = mode != Some(cgroup_mode());
         compare(table_of(shown), table_of(&seen), other_machine).map_err(|rows| differs(readme, rows))?;
     }
-    let (_, shown, _) = split(&text, readme, &LIVE_RESTORE)?;
+    let (_, shown, _) = split_at(&text, readme, &LIVE_RESTORE)?;
     let seen = load(&target.join(LIVE_RESTORE.file))?;
     live_restore::compare(shown, &seen).map_err(|rows| differs(readme, rows))
 }
@@ -135,14 +136,10 @@ fn write(target: &Path, readme: &Path) -> Result<(), String> {
         for reason in matrix.reasons() {
             seen += &stands_for(reason);
         }
-        let text = load(readme)?;
-        let (before, _, after) = split(&text, readme, &place(kind))?;
-        save(readme, &format!("{before}{begin}{seen}\n\n{}{end}{after}", matrix.table(kind)))?;
+        put(readme, begin, end, &format!("{seen}\n\n{}", matrix.table(kind)))?;
     }
     let Place { file, begin, end } = LIVE_RESTORE;
-    let text = load(readme)?;
-    let (before, _, after) = split(&text, readme, &LIVE_RESTORE)?;
-    save(readme, &format!("{before}{begin}{}{end}{after}", load(&target.join(file))?))
+    put(readme, begin, end, &load(&target.join(file))?)
 }
 
 /// A caption without what it says of skips.
@@ -160,24 +157,6 @@ fn table_of(text: &str) -> &str {
     text.find("\n|").map_or("", |at| text[at + 1..].trim_end())
 }
 
-/// What is before, between and after the marks.
-fn split<'a>(text: &'a str, path: &Path, place: &Place) -> Result<(&'a str, &'a str, &'a str), String> {
-    let Place { begin, end, .. } = place;
-    let cut = || {
-        let (before, rest) = text.split_once(*begin)?;
-        let (table, after) = rest.split_once(*end)?;
-        Some((before, table, after))
-    };
-    cut().ok_or_else(|| format!("{} has no place for the table: {} … {}", path.display(), begin.trim(), end.trim()))
-}
-
-fn load(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
-}
-
-/// By rename, so that an interrupted run leaves the old one.
-fn save(path: &Path, text: &str) -> Result<(), String> {
-    let new: PathBuf = path.with_extension("new");
-    let saved = fs::write(&new, text).and_then(|()| fs::rename(&new, path));
-    saved.map_err(|e| format!("cannot write {}: {e}", path.display()))
+fn split_at<'a>(text: &'a str, path: &Path, place: &Place) -> Result<(&'a str, &'a str, &'a str), String> {
+    split(text, path, place.begin, place.end)
 }

@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Shim, Stdio, programs};
+use holdfast_tests::programs::{self, Version};
+use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Shim, Stdio};
 
+use crate::Bench;
 use crate::output::{open, printer};
-use crate::table::{median, progress};
+use crate::report::Of;
+use crate::subjects::{is_there, our_shim, stock_shim};
 
 /// Looks in one round.
 const LOOKS: usize = 300;
@@ -30,39 +33,36 @@ impl Times {
         self.0.push(begin.elapsed().as_secs_f64() * 1e6);
         thread::sleep(PAUSE);
     }
-
-    fn print(mut self, label: &str) {
-        self.0.sort_by(f64::total_cmp);
-        let high = self.0[self.0.len() * 99 / 100];
-        println!("{label:60}{:>10.0}{high:>14.0}", median(self.0).unwrap_or_default());
-    }
 }
 
-/// Measures and prints.
-pub(crate) fn run(rounds: usize) -> Result<(), String> {
-    let runtime = programs::peer("runc").ok_or("runc is missing; run `make peers`")?;
-    println!("in a pod of two: microseconds, {rounds} rounds of {LOOKS} looks");
-    println!("{:60}{:>10}{:>14}", "", "median", "99 of 100");
-    let stock = programs::containerd_dir(programs::Version::V2_1).join("containerd-shim-runc-v2");
-    for (name, program) in
-        [("holdfast", programs::bin_dir().join("containerd-shim-holdfast-v2")), ("stock shim of 2.1", stock)]
-    {
-        if !program.exists() {
-            eprintln!("bench: left out: {name} ({} is missing)", program.display());
-            continue;
-        }
-        for (what, flooded) in [("quiet", false), ("while the other prints at full speed", true)] {
-            let (mut states, mut echoes) = (Times::default(), Times::default());
-            for round in 1..=rounds {
-                progress(&format!("{name}, {what}, round {round} of {rounds}"));
-                look_on(&program, &runtime, flooded, &mut states, &mut echoes);
+/// Measures.
+pub(crate) fn run(bench: &mut Bench) {
+    let Some(runtime) = programs::peer("runc") else {
+        eprintln!("bench: left out: a pod of two (runc is missing; run `make peers`)");
+        return;
+    };
+    let shims =
+        [("holdfast", our_shim()), ("stock 1.6", stock_shim(Version::V1_6)), ("stock 2.1", stock_shim(Version::V2_1))];
+    let rounds = bench.rounds(1, 5);
+    for (what, flooded) in [("quiet", false), ("beside a flood", true)] {
+        for round in 1..=rounds {
+            for (name, program) in &shims {
+                if !is_there(name, program) {
+                    continue;
+                }
+                bench.progress(&format!("{name}, {what}, round {round} of {rounds}"));
+                let (mut states, mut echoes) = (Times::default(), Times::default());
+                look_on(program, &runtime, flooded, &mut states, &mut echoes);
+                for (look, times) in [("State", states), ("a byte and back", echoes)] {
+                    let figure = format!("{look}, {what}");
+                    let of = Of { part: "in a pod of two", name: &figure, unit: "µs", more_is_better: false };
+                    for time in times.0 {
+                        bench.report.add(&of, name, time);
+                    }
+                }
             }
-            progress("");
-            states.print(&format!("{name}: State, {what}"));
-            echoes.print(&format!("{name}: a byte and back, {what}"));
         }
     }
-    Ok(())
 }
 
 /// A pod of a container that echoes and of one that prints without end, if `flooded`.

@@ -3,8 +3,8 @@
 //! The same container, made by the same OCI runtime, prints through each shim, and into the reader's FIFO with no shim in
 //! between: as fast as the machine allows with a FIFO of the usual 64 KiB. The reader takes as much at a time as there is.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as Redirect};
@@ -16,8 +16,11 @@ use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Stdio, process, prog
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
+use serde::Deserialize;
 
-use crate::table::{Cell, median, progress};
+use crate::Bench;
+use crate::report::Of;
+use crate::subjects::{is_there, our_shim, stock_shim};
 
 /// What is printed: bytes in one write, bytes in all. The smaller the writes, the longer the same takes.
 #[derive(Clone, Copy)]
@@ -26,10 +29,12 @@ struct Flood {
     total: usize,
 }
 
+const PART: &str = "output";
+
 const FLOODS: [(&str, Flood); 3] = [
-    ("2 GB in 64 KiB writes", Flood { write: 64 << 10, total: 2_000_000_000 }),
-    ("500 MB in 4 KiB writes", Flood { write: 4 << 10, total: 500_000_000 }),
-    ("50 MB in 100 B writes", Flood { write: 100, total: 50_000_000 }),
+    ("64 KiB writes", Flood { write: 64 << 10, total: 2_000_000_000 }),
+    ("4 KiB writes", Flood { write: 4 << 10, total: 500_000_000 }),
+    ("100 B writes", Flood { write: 100, total: 50_000_000 }),
 ];
 
 /// What stands between the container and the reader.
@@ -43,6 +48,32 @@ struct Subject {
     way: Way,
 }
 
+/// Where output goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// To a reader.
+    Fifo,
+    /// From a terminal to a reader.
+    Terminal,
+    /// Into a file.
+    File,
+    /// Into a file, in Docker's form; the other shims know none.
+    Json,
+}
+
+impl Target {
+    const ALL: [Self; 4] = [Self::Fifo, Self::Terminal, Self::File, Self::Json];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fifo => "to a FIFO",
+            Self::Terminal => "from a terminal to a FIFO",
+            Self::File => "to a file",
+            Self::Json => "as json-file",
+        }
+    }
+}
+
 /// One flood, seen from its reader.
 #[derive(Clone, Copy)]
 struct Run {
@@ -52,59 +83,45 @@ struct Run {
     cpu: Option<Duration>,
 }
 
-/// Measures and prints.
-pub(crate) fn run(rounds: usize) -> Result<(), String> {
-    let runtime = programs::peer("runc").ok_or("runc is missing; run `make peers`")?;
+/// Measures.
+pub(crate) fn run(bench: &mut Bench) {
+    let Some(runtime) = programs::peer("runc") else {
+        eprintln!("bench: left out: output (runc is missing; run `make peers`)");
+        return;
+    };
     let subjects = subjects();
-    println!("output to a reader: medians of {rounds} rounds; in parentheses the ratio to the FIFO itself");
-    print!("{:40}", "");
-    subjects.iter().for_each(|s| print!("{:>22}", s.name));
-    println!();
+    let rounds = bench.rounds(2, 5);
     for (label, flood) in FLOODS {
-        let mut runs: Vec<Vec<Run>> = subjects.iter().map(|_| Vec::new()).collect();
-        for round in 0..rounds {
-            progress(&format!("{label}, round {} of {rounds}", round + 1));
-            for turn in 0..subjects.len() {
-                let n = (round + turn) % subjects.len();
-                runs[n].push(flood_once(&subjects[n].way, &runtime, flood));
+        let flood = if bench.full() { flood } else { Flood { total: flood.total / 4, ..flood } };
+        for target in Target::ALL {
+            for round in 0..rounds {
+                bench.progress(&format!("{label}, {}, round {} of {rounds}", target.name(), round + 1));
+                for turn in 0..subjects.len() {
+                    let subject = &subjects[(round + turn) % subjects.len()];
+                    let Some(run) = flood_once(&subject.way, &runtime, flood, target) else { continue };
+                    let to = target.name();
+                    let speed = run.bytes as f64 / 1e6 / run.time.as_secs_f64();
+                    let name = format!("{label}, {to}");
+                    let of = Of { part: PART, name: &name, unit: "MB/s", more_is_better: true };
+                    bench.report.add(&of, subject.name, speed);
+                    if let Some(cpu) = run.cpu {
+                        let name = format!("{label}, {to}: the shim's processor time for 1 GB");
+                        let of = Of { part: PART, name: &name, unit: "s", more_is_better: false };
+                        bench.report.add(&of, subject.name, cpu.as_secs_f64() * 1e9 / run.bytes as f64);
+                    }
+                }
             }
         }
-        progress("");
-        print_rows(label, &runs);
     }
-    Ok(())
 }
 
 /// Those that are there. The FIFO itself is the last: what the others are compared with.
 fn subjects() -> Vec<Subject> {
-    let stock = |version| programs::containerd_dir(version).join("containerd-shim-runc-v2");
-    let shims = [
-        ("holdfast", programs::bin_dir().join("containerd-shim-holdfast-v2")),
-        ("stock shim of 1.6", stock(Version::V1_6)),
-        ("stock shim of 2.1", stock(Version::V2_1)),
-    ];
-    let (there, missing): (Vec<_>, Vec<_>) = shims.into_iter().partition(|(_, program)| program.exists());
-    for (name, program) in missing {
-        eprintln!("bench: left out: {name} ({} is missing)", program.display());
-    }
-    let shims = there.into_iter().map(|(name, program)| Subject { name, way: Way::Shim(program) });
+    let shims =
+        [("holdfast", our_shim()), ("stock 1.6", stock_shim(Version::V1_6)), ("stock 2.1", stock_shim(Version::V2_1))];
+    let shims = shims.into_iter().filter(|(name, program)| is_there(name, program));
+    let shims = shims.map(|(name, program)| Subject { name, way: Way::Shim(program) });
     shims.chain([Subject { name: "the FIFO itself", way: Way::Nothing }]).collect()
-}
-
-#[allow(clippy::cast_precision_loss)] // bytes, for people
-fn print_rows(label: &str, runs: &[Vec<Run>]) {
-    let speed = |runs: &Vec<Run>| median(runs.iter().map(|r| r.bytes as f64 / 1e6 / r.time.as_secs_f64()).collect());
-    let cpu = |runs: &Vec<Run>| median(runs.iter().filter_map(|r| r.cpu).map(|c| c.as_secs_f64()).collect());
-    let reference = runs.last().and_then(speed);
-    print!("{:40}", format!("{label}: MB/s"));
-    for (n, own) in runs.iter().enumerate() {
-        print!("{:>22}", Cell(speed(own), if n + 1 == runs.len() { None } else { reference }));
-    }
-    print!("\n{:40}", "  CPU time of the shim, s");
-    for own in runs {
-        print!("{:>22}", cpu(own).map_or("-".into(), |cpu| format!("{cpu:.3}")));
-    }
-    println!();
 }
 
 /// The scene's bundle with a container that prints `flood`.
@@ -114,23 +131,46 @@ pub(crate) fn printer(scene: &Scene, write: usize, total: usize) -> Bundle {
     bundle
 }
 
-fn flood_once(way: &Way, runtime: &Path, flood: Flood) -> Run {
+/// None if there is no such way.
+fn flood_once(way: &Way, runtime: &Path, flood: Flood, target: Target) -> Option<Run> {
     let scene = Scene::new();
-    let bundle = printer(&scene, flood.write, flood.total);
-    let stdio = Stdio::output(&scene, "init");
-    let run = match way {
-        Way::Shim(program) => through_a_shim(&scene, &bundle, &stdio, program, runtime),
-        Way::Nothing => through_nothing(&scene, &bundle, &stdio, runtime),
+    let total = match target {
+        Target::Fifo | Target::File => flood.total,
+        // The line discipline looks at each byte, and so does who writes JSON.
+        Target::Terminal | Target::Json => flood.total / 8,
     };
-    assert_eq!(run.bytes, flood.total, "all that was printed arrives");
-    run
+    let bundle = printer(&scene, flood.write, total);
+    let (run, expected) = match (way, target) {
+        (Way::Shim(program), Target::Fifo) => {
+            (through_a_shim(&scene, &bundle, &Stdio::output(&scene, "init"), program, runtime), total)
+        }
+        (Way::Shim(program), Target::Terminal) => {
+            let bundle = bundle.with_terminal();
+            let run = through_a_shim(&scene, &bundle, &Stdio::terminal(&scene, "init"), program, runtime);
+            // Each line's end became two bytes.
+            (run, total + total / flood.write)
+        }
+        (Way::Shim(program), Target::File) => (into_a_file(&scene, &bundle, "file", program, runtime), total),
+        (Way::Shim(program), Target::Json) if *program == our_shim() => {
+            (into_a_file(&scene, &bundle, "json-file", program, runtime), total)
+        }
+        (Way::Nothing, Target::Fifo) => {
+            (through_nothing(&scene, &bundle, &Stdio::output(&scene, "init"), runtime), total)
+        }
+        _ => return None,
+    };
+    assert_eq!(run.bytes, expected, "all that was printed arrives");
+    Some(run)
 }
 
 fn through_a_shim(scene: &Scene, bundle: &Bundle, stdio: &Stdio, program: &Path, runtime: &Path) -> Run {
     let _events = FakeContainerd::start(scene);
     let out = open(&stdio.stdout);
-    let _errors = open(&stdio.stderr);
+    let _errors = (!stdio.stderr.is_empty()).then(|| open(&stdio.stderr));
     let mut shim = Launch::new(scene, bundle).binary(program).runtime(runtime).start();
+    // The stock shim waits for the writer of a terminal's input.
+    let _input =
+        (!stdio.stdin.is_empty()).then(|| OpenOptions::new().read(true).write(true).open(&stdio.stdin).unwrap());
     shim.create(stdio).unwrap();
     let pid = shim.process().pid();
     let before = cpu_time(pid);
@@ -140,8 +180,42 @@ fn through_a_shim(scene: &Scene, bundle: &Bundle, stdio: &Stdio, program: &Path,
     let cpu = cpu_time(pid) - before;
     shim.wait("").unwrap();
     shim.delete("").unwrap();
-    shim.shutdown();
+    shim.shutdown_at_once();
     Run { bytes, time, cpu: Some(cpu) }
+}
+
+/// The time is that from the start to the exit.
+fn into_a_file(scene: &Scene, bundle: &Bundle, scheme: &str, program: &Path, runtime: &Path) -> Run {
+    let _events = FakeContainerd::start(scene);
+    let file = scene.path("out.log");
+    let address = format!("{scheme}://{}", file.display());
+    let stdio = Stdio { stdout: address.clone(), stderr: address, ..Stdio::none() };
+    let mut shim = Launch::new(scene, bundle).binary(program).runtime(runtime).start();
+    shim.create(&stdio).unwrap();
+    let pid = shim.process().pid();
+    let before = cpu_time(pid);
+    let begin = Instant::now();
+    shim.start("").unwrap();
+    shim.wait("").unwrap();
+    let time = begin.elapsed();
+    let cpu = cpu_time(pid) - before;
+    shim.delete("").unwrap();
+    let bytes = match scheme {
+        "json-file" => said_in(&file),
+        _ => usize::try_from(fs::metadata(&file).unwrap().len()).unwrap(),
+    };
+    shim.shutdown_at_once();
+    Run { bytes, time, cpu: Some(cpu) }
+}
+
+/// How much a file in Docker's form says that was printed.
+fn said_in(file: &Path) -> usize {
+    #[derive(Deserialize)]
+    struct Entry {
+        log: String,
+    }
+    let lines = BufReader::new(File::open(file).unwrap()).lines();
+    lines.map(|line| serde_json::from_str::<Entry>(&line.unwrap()).unwrap().log.len()).sum()
 }
 
 fn through_nothing(scene: &Scene, bundle: &Bundle, stdio: &Stdio, runtime: &Path) -> Run {
