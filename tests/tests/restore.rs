@@ -434,6 +434,8 @@ fn without_its_oci_runtime_a_container_goes_on_is_shown_and_can_be_stopped_and_r
     host.holdfast(&["rm", "web"]).ok();
     assert!(!is_alive(pid) && !is_alive(shim));
     assert_eq!(host.left_over(), Vec::<String>::new());
+    // Its state, for which there is nobody any more.
+    fs::remove_dir_all(Path::new("/run/containerd/runc/default").join(&id)).unwrap();
     host.remove_groups(&id);
 }
 
