@@ -52,6 +52,7 @@ pub mod readme;
 pub mod sabotage;
 pub mod sandbox;
 pub mod scene;
+pub mod several;
 pub mod shim;
 pub mod skip;
 pub mod stdio;

@@ -14,6 +14,7 @@ use holdfast_proto::record::Record;
 use holdfast_tests::gate::ends_later;
 use holdfast_tests::holdfastd::{Holdfastd, POLITE, Said};
 use holdfast_tests::process::{ChildProcess, Stopped, copy_program, is_alive, kill_hard, until_gone};
+use holdfast_tests::several::several_at_a_time;
 use holdfast_tests::{FakeWorld, stdio::Stdio as Streams, until};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
@@ -518,30 +519,12 @@ fn many() -> usize {
     named.map_or(200, |text| text.parse().expect("HOLDFAST_CONTAINERS is a number"))
 }
 
-/// Does something for each number below `n`, a few at a time.
-fn in_parallel(n: usize, act: impl Fn(usize) + Sync) {
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..6 {
-            scope.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if i >= n {
-                        return;
-                    }
-                    act(i);
-                }
-            });
-        }
-    });
-}
-
 #[test]
 fn many_containers_are_reattached_in_one_go() {
     let n = many();
     let mut host = Holdfastd::start();
     let rootfs = host.rootfs();
-    in_parallel(n, |i| {
+    several_at_a_time(6, n, |i| {
         let name = format!("c{i}");
         host.holdfast(&["run", "-d", "--name", &name, "--rootfs", &rootfs, "--", "/bin/sleep", "1000"]).ok();
     });
@@ -572,6 +555,6 @@ fn many_containers_are_reattached_in_one_go() {
     let ids = host.holdfast(&["ps", "-aq"]).ok();
     let ids: Vec<&str> = ids.lines().collect();
     assert_eq!(ids.len(), n);
-    in_parallel(n, |i| drop(host.holdfast(&["rm", "-f", ids[i]]).ok()));
+    several_at_a_time(6, n, |i| drop(host.holdfast(&["rm", "-f", ids[i]]).ok()));
     assert_eq!(host.left_over(), Vec::<String>::new());
 }

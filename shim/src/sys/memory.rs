@@ -29,7 +29,7 @@ pub fn keep_tunables_to_oneself() {
 
 /// Gives back what a resting shim does not need: free heap, the stack below its caller, and the mapped pages of its own
 /// program, most of which served the start or a request that is over. The few that are needed again are found in the page
-/// cache.
+/// cache. For the main thread, whose stack nothing else is near to.
 pub fn rest() {
     drop_unused_stack();
     #[cfg(target_env = "gnu")]

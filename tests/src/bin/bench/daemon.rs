@@ -1,17 +1,17 @@
 //! Whole lives under one containerd, which does its own part: containers in a second, with our shim and with its own in turn.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use holdfast_tests::Scene;
 use holdfast_tests::client::Client;
 use holdfast_tests::containerd::Containerd;
 use holdfast_tests::programs::{self, Version};
+use holdfast_tests::several::several_at_a_time;
 
 use crate::Bench;
 use crate::report::Of;
+use crate::subjects::in_turn;
 
 /// A runtime's name, and the OCI runtime that it is told of.
 type Subject = (&'static str, &'static str, Option<PathBuf>);
@@ -32,8 +32,7 @@ pub(crate) fn run(bench: &mut Bench) {
             let rounds = bench.rounds(2, 5);
             // The first round warms up and is not counted.
             for round in 0..=rounds {
-                for turn in 0..subjects.len() {
-                    let (name, runtime, oci) = &subjects[(round + turn + subjects.len() - 1) % subjects.len()];
+                for (name, runtime, oci) in in_turn(&subjects, round.saturating_sub(1)) {
                     bench.progress(&format!("containerd {}, {at_a_time} at a time, {name}", version.name()));
                     let rate = rate(&Client::new(&containerd, runtime, oci.as_deref()), lives, at_a_time);
                     if round > 0 {
@@ -49,21 +48,10 @@ pub(crate) fn run(bench: &mut Bench) {
 
 #[allow(clippy::cast_precision_loss)] // dozens
 fn rate(client: &Client<'_>, lives: usize, at_a_time: usize) -> f64 {
-    let next = AtomicUsize::new(0);
     let begin = Instant::now();
-    thread::scope(|scope| {
-        for _ in 0..at_a_time {
-            scope.spawn(|| {
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= lives {
-                        break;
-                    }
-                    let id = client.run(n, &["/bin/true"]);
-                    assert_eq!(client.remove(&id), 0);
-                }
-            });
-        }
+    several_at_a_time(at_a_time, lives, |n| {
+        let id = client.run(n, &["/bin/true"]);
+        assert_eq!(client.remove(&id), 0);
     });
     lives as f64 / begin.elapsed().as_secs_f64()
 }

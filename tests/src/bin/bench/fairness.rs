@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use holdfast_tests::programs::{self, Version};
-use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Shim, Stdio};
+use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Shim, Stdio, programs};
 
 use crate::Bench;
 use crate::output::{open, printer};
 use crate::report::Of;
-use crate::subjects::{is_there, our_shim, stock_shim};
+use crate::subjects::{in_turn, shims};
 
 /// Looks in one round.
 const LOOKS: usize = 300;
@@ -41,16 +40,12 @@ pub(crate) fn run(bench: &mut Bench) {
         eprintln!("bench: left out: a pod of two (runc is missing; run `make peers`)");
         return;
     };
-    let shims =
-        [("holdfast", our_shim()), ("stock 1.6", stock_shim(Version::V1_6)), ("stock 2.1", stock_shim(Version::V2_1))];
+    let shims = shims();
     let rounds = bench.rounds(1, 5);
     for (what, flooded) in [("quiet", false), ("beside a flood", true)] {
-        for round in 1..=rounds {
-            for (name, program) in &shims {
-                if !is_there(name, program) {
-                    continue;
-                }
-                bench.progress(&format!("{name}, {what}, round {round} of {rounds}"));
+        for round in 0..rounds {
+            for (name, program) in in_turn(&shims, round) {
+                bench.progress(&format!("{name}, {what}, round {} of {rounds}", round + 1));
                 let (mut states, mut echoes) = (Times::default(), Times::default());
                 look_on(program, &runtime, flooded, &mut states, &mut echoes);
                 for (look, times) in [("State", states), ("a byte and back", echoes)] {

@@ -6,7 +6,7 @@ use holdfast_tests::{Bundle, FakeContainerd, Scene, Shim, Stdio};
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{Subject, pairs};
+use crate::subjects::{Subject, in_turn, pairs};
 use crate::table::milliseconds;
 
 const PART: &str = "a life";
@@ -18,8 +18,7 @@ pub(crate) fn run(bench: &mut Bench) {
     // The first round warms the page cache and is not counted.
     for round in 0..=rounds {
         bench.progress(&format!("lives, round {round} of {rounds}"));
-        for turn in 0..subjects.len() {
-            let subject = &subjects[(round + turn + subjects.len() - 1) % subjects.len()];
+        for subject in in_turn(&subjects, round.saturating_sub(1)) {
             let steps = live_once(subject);
             if round == 0 {
                 continue;

@@ -139,8 +139,7 @@ fn main() -> ExitCode {
         Action::Run(settings) => run(settings),
         Action::Compare { old, new } => compare(&old, &new),
         Action::Readme { report } => Report::read(&report).and_then(|report| {
-            let text = format!("{}\n\n{}", table::heading(&report), table::tables(&report, true));
-            readme::put(&programs::repository().join("README.md"), MARKS.0, MARKS.1, &text)
+            readme::put(&programs::repository().join("README.md"), MARKS.0, MARKS.1, &table::markdown(&report))
         }),
     };
     match done {
@@ -177,13 +176,10 @@ fn run(settings: Settings) -> Result<(), String> {
     }
     let Bench { settings, report } = bench;
     println!("{}\n\n{}", table::heading(&report), table::tables(&report, false));
-    let write = |name: &str, text: String| {
-        let path = settings.out.join(name);
-        fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
-    };
+    let write = |name: &str, text: String| readme::save(&settings.out.join(name), &text);
     fs::create_dir_all(&settings.out).map_err(|e| format!("cannot make {}: {e}", settings.out.display()))?;
     write("bench.json", serde_json::to_string(&report).expect("numbers and names") + "\n")?;
-    write("bench.md", format!("{}\n\n{}", table::heading(&report), table::tables(&report, true)))?;
+    write("bench.md", table::markdown(&report))?;
     write("bench.svg", plot::draw(&report))
 }
 
@@ -220,7 +216,7 @@ fn machine() -> Vec<String> {
         ("dockerd", programs::docker_peer(DockerVersion::V28_5, "dockerd")),
     ] {
         let line = program.and_then(|program| said(program, &["--version"])).unwrap_or_default();
-        // The first word with a digit in it is the version.
+        // The first word that begins with a digit is the version.
         let version = line.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
         machine.extend(version.map(|version| format!("{name} {}", version.trim_end_matches(','))));
     }

@@ -9,7 +9,7 @@ use holdfast_tests::{Bundle, Scene};
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::runtimes;
+use crate::subjects::{in_turn, runtimes};
 use crate::table::milliseconds;
 
 /// Measures.
@@ -22,8 +22,7 @@ pub(crate) fn run(bench: &mut Bench) {
     // The first round warms the page cache and is not counted.
     for round in 0..=rounds {
         bench.progress(&format!("OCI runtimes, round {round} of {rounds}"));
-        for turn in 0..runtimes.len() {
-            let (name, program) = &runtimes[(round + turn + runtimes.len() - 1) % runtimes.len()];
+        for (name, program) in in_turn(&runtimes, round.saturating_sub(1)) {
             let times = live_once(program);
             if round == 0 {
                 continue;

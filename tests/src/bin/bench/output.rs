@@ -11,7 +11,6 @@ use std::process::{Command, Stdio as Redirect};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use holdfast_tests::programs::Version;
 use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Stdio, process, programs};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::time::clock_getcpuclockid;
@@ -20,7 +19,7 @@ use serde::Deserialize;
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{is_there, our_shim, stock_shim};
+use crate::subjects::{in_turn, our_shim, shims};
 
 /// What is printed: bytes in one write, bytes in all. The smaller the writes, the longer the same takes.
 #[derive(Clone, Copy)]
@@ -96,8 +95,7 @@ pub(crate) fn run(bench: &mut Bench) {
         for target in Target::ALL {
             for round in 0..rounds {
                 bench.progress(&format!("{label}, {}, round {} of {rounds}", target.name(), round + 1));
-                for turn in 0..subjects.len() {
-                    let subject = &subjects[(round + turn) % subjects.len()];
+                for subject in in_turn(&subjects, round) {
                     let Some(run) = flood_once(&subject.way, &runtime, flood, target) else { continue };
                     let to = target.name();
                     let speed = run.bytes as f64 / 1e6 / run.time.as_secs_f64();
@@ -117,10 +115,7 @@ pub(crate) fn run(bench: &mut Bench) {
 
 /// Those that are there. The FIFO itself is the last: what the others are compared with.
 fn subjects() -> Vec<Subject> {
-    let shims =
-        [("holdfast", our_shim()), ("stock 1.6", stock_shim(Version::V1_6)), ("stock 2.1", stock_shim(Version::V2_1))];
-    let shims = shims.into_iter().filter(|(name, program)| is_there(name, program));
-    let shims = shims.map(|(name, program)| Subject { name, way: Way::Shim(program) });
+    let shims = shims().into_iter().map(|(name, program)| Subject { name, way: Way::Shim(program) });
     shims.chain([Subject { name: "the FIFO itself", way: Way::Nothing }]).collect()
 }
 

@@ -1,14 +1,13 @@
 //! Whole lives, several at a time: containers in a second.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
+use holdfast_tests::several::several_at_a_time;
 use holdfast_tests::{Bundle, FakeContainerd, Scene, Stdio};
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{Subject, pairs};
+use crate::subjects::{Subject, in_turn, pairs};
 
 /// Measures.
 pub(crate) fn run(bench: &mut Bench) {
@@ -17,8 +16,7 @@ pub(crate) fn run(bench: &mut Bench) {
     let rounds = bench.rounds(2, 5);
     for at_a_time in [1, 4, 16] {
         for round in 0..rounds {
-            for turn in 0..subjects.len() {
-                let subject = &subjects[(round + turn) % subjects.len()];
+            for subject in in_turn(&subjects, round) {
                 bench.progress(&format!("{at_a_time} at a time, {}, round {} of {rounds}", subject.name, round + 1));
                 let rate = rate(subject, lives, at_a_time);
                 let name = format!("lives, {at_a_time} at a time");
@@ -35,20 +33,13 @@ fn rate(subject: &Subject, lives: usize, at_a_time: usize) -> f64 {
     let scene = Scene::new();
     let _events = FakeContainerd::start(&scene);
     let bundles: Vec<Bundle> = (0..lives).map(|_| Bundle::busybox(&scene, &["/bin/true"])).collect();
-    let next = AtomicUsize::new(0);
     let begin = Instant::now();
-    thread::scope(|scope| {
-        for _ in 0..at_a_time {
-            scope.spawn(|| {
-                while let Some(bundle) = bundles.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let mut shim = subject.launch(&scene, bundle).start();
-                    shim.run(&Stdio::none());
-                    shim.wait("").unwrap();
-                    shim.delete("").unwrap();
-                    shim.shutdown_at_once();
-                }
-            });
-        }
+    several_at_a_time(at_a_time, lives, |n| {
+        let mut shim = subject.launch(&scene, &bundles[n]).start();
+        shim.run(&Stdio::none());
+        shim.wait("").unwrap();
+        shim.delete("").unwrap();
+        shim.shutdown_at_once();
     });
     lives as f64 / begin.elapsed().as_secs_f64()
 }

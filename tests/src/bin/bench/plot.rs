@@ -4,7 +4,7 @@ use svg::Document;
 use svg::node::element::{Line, Rectangle, Text, Title};
 
 use crate::report::{Figure, Report};
-use crate::table::number;
+use crate::table::{number, quantity};
 
 const WIDTH: f64 = 960.0;
 const LABEL: f64 = 220.0;
@@ -30,8 +30,7 @@ pub(crate) fn draw(report: &Report) -> String {
     for figure in figures {
         y += GAP;
         let better = if figure.more_is_better { "more is better" } else { "less is better" };
-        let unit = if figure.unit.is_empty() { String::new() } else { format!(", {}", figure.unit) };
-        let heading = format!("{}: {}{unit} ({better})", figure.part, figure.name);
+        let heading = format!("{}: {} ({better})", figure.part, quantity(figure));
         picture = picture.add(Text::new(heading).set("x", 8).set("y", y - 6.0).set("font-weight", "bold"));
         let longest = figure.samples.iter().filter_map(|s| s.summary()).map(|s| s.high.abs()).fold(0.0, f64::max);
         for (n, samples) in figure.samples.iter().enumerate() {

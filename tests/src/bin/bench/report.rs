@@ -1,8 +1,8 @@
 //! What was measured: the table for people, JSON for comparisons, a plot.
 
-use std::fs;
 use std::path::Path;
 
+use holdfast_tests::readme;
 use serde::{Deserialize, Serialize};
 
 /// The whole of one run.
@@ -91,8 +91,8 @@ impl Report {
     /// # Errors
     /// If it is no report, with the file's name.
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
-        let text = fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-        serde_json::from_str(&text).map_err(|e| format!("{} is no report of this benchmark: {e}", path.display()))
+        serde_json::from_str(&readme::load(path)?)
+            .map_err(|e| format!("{} is no report of this benchmark: {e}", path.display()))
     }
 }
 

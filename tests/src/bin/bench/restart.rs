@@ -1,6 +1,5 @@
 //! How long the managers need until they have their containers again.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use holdfast_tests::containerd::Containerd;
 use holdfast_tests::holdfastd::Holdfastd;
 use holdfast_tests::process;
 use holdfast_tests::programs::{self, Version};
+use holdfast_tests::several::several_at_a_time;
 use holdfast_tests::{Scene, until};
 
 use crate::report::Of;
@@ -23,21 +23,9 @@ fn ms<'a>(part: &'a str, name: &'a str) -> Of<'a> {
 fn supervisor_with(count: usize) -> Holdfastd {
     let host = Holdfastd::start();
     let rootfs = host.rootfs();
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= count {
-                        break;
-                    }
-                    let name = format!("c{n}");
-                    host.holdfast(&["run", "-d", "--name", &name, "--rootfs", &rootfs, "--", "/bin/sleep", "100000"])
-                        .ok();
-                }
-            });
-        }
+    several_at_a_time(4, count, |n| {
+        let name = format!("c{n}");
+        host.holdfast(&["run", "-d", "--name", &name, "--rootfs", &rootfs, "--", "/bin/sleep", "100000"]).ok();
     });
     host
 }

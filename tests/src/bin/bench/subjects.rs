@@ -28,7 +28,7 @@ pub(crate) fn our_shim() -> PathBuf {
     programs::bin_dir().join("containerd-shim-holdfast-v2")
 }
 
-pub(crate) fn stock_shim(version: Version) -> PathBuf {
+fn stock_shim(version: Version) -> PathBuf {
     programs::containerd_dir(version).join("containerd-shim-runc-v2")
 }
 
@@ -58,8 +58,20 @@ pub(crate) fn pairs() -> Vec<Subject> {
     ours.chain(stock).filter(|subject| is_there(&subject.name, &subject.shim)).collect()
 }
 
+/// Each shim alone, where all have the same OCI runtime below; the last one is what the others are compared with.
+pub(crate) fn shims() -> Vec<(&'static str, PathBuf)> {
+    let all =
+        [("holdfast", our_shim()), ("stock 1.6", stock_shim(Version::V1_6)), ("stock 2.1", stock_shim(Version::V2_1))];
+    all.into_iter().filter(|(name, program)| is_there(name, program)).collect()
+}
+
+/// All of them, beginning with another one in each round.
+pub(crate) fn in_turn<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
+    all.iter().cycle().skip(round % all.len().max(1)).take(all.len())
+}
+
 /// Whether the program is there; said aloud if not.
-pub(crate) fn is_there(name: &str, program: &Path) -> bool {
+fn is_there(name: &str, program: &Path) -> bool {
     let there = program.exists();
     if !there {
         eprintln!("bench: left out: {name} ({} is missing)", program.display());

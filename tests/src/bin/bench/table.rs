@@ -23,7 +23,7 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
-fn quantity(figure: &Figure) -> String {
+pub(crate) fn quantity(figure: &Figure) -> String {
     if figure.unit.is_empty() { figure.name.clone() } else { format!("{}, {}", figure.name, figure.unit) }
 }
 
@@ -45,20 +45,9 @@ fn cell(samples: Option<&Samples>, reference: Option<&Samples>, spread: bool) ->
 /// One table for each part. The ratios are those to the last column.
 pub(crate) fn tables(report: &Report, markdown: bool) -> String {
     let mut text = String::new();
-    let mut parts: Vec<&str> = Vec::new();
-    for figure in &report.figures {
-        if !parts.contains(&figure.part.as_str()) {
-            parts.push(&figure.part);
-        }
-    }
-    for part in parts {
+    for part in distinct(report.figures.iter().map(|f| f.part.as_str())) {
         let figures: Vec<&Figure> = report.figures.iter().filter(|f| f.part == part).collect();
-        let mut subjects: Vec<&str> = Vec::new();
-        for samples in figures.iter().flat_map(|f| &f.samples) {
-            if !subjects.contains(&samples.subject.as_str()) {
-                subjects.push(&samples.subject);
-            }
-        }
+        let subjects = distinct(figures.iter().flat_map(|f| &f.samples).map(|s| s.subject.as_str()));
         let mut table = Table::new();
         table.load_preset(if markdown { ASCII_MARKDOWN } else { NOTHING });
         table.set_header([part].into_iter().chain(subjects.iter().copied()));
@@ -74,6 +63,21 @@ pub(crate) fn tables(report: &Report, markdown: bool) -> String {
         let _ = writeln!(text, "{}\n", table.trim_fmt());
     }
     text
+}
+
+/// Each word once, where it comes first.
+fn distinct<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    words.fold(Vec::new(), |mut seen, word| {
+        if !seen.contains(&word) {
+            seen.push(word);
+        }
+        seen
+    })
+}
+
+/// All of it, for README.md.
+pub(crate) fn markdown(report: &Report) -> String {
+    format!("{}\n\n{}", heading(report), tables(report, true))
 }
 
 /// The date, the machine, and what was compared.
