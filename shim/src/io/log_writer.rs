@@ -28,6 +28,8 @@ use crate::owned_task::OwnedTask;
 const QUEUE_LIMIT: usize = 256 << 10;
 /// The mode of directories that are made for a plain file.
 const PLAIN_PARENTS: u32 = 0o755;
+/// How long the room of a batch is kept for the next one.
+const ROOM_KEPT: Duration = Duration::from_millis(100);
 /// How long to wait between two attempts to write.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -159,9 +161,14 @@ impl LogWriter {
     }
 
     /// Adds to the queue.
-    pub fn enqueue(&self, fill: impl FnOnce(&mut Vec<u8>)) {
-        fill(&mut self.shared.queue.borrow_mut());
-        self.shared.work.notify_one();
+    pub fn enqueue<T>(&self, fill: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let mut queue = self.shared.queue.borrow_mut();
+        let before = queue.len();
+        let done = fill(&mut queue);
+        if queue.len() > before {
+            self.shared.work.notify_one();
+        }
+        done
     }
 
     /// Whether the relays should wait for [`LogWriter::room`].
@@ -171,7 +178,7 @@ impl LogWriter {
 
     /// Whether all that was enqueued is written.
     pub fn is_idle(&self) -> bool {
-        !self.shared.busy.get() && self.shared.queue.borrow().is_empty()
+        self.shared.is_idle()
     }
 
     /// How much is not known to be written, in bytes of entries.
@@ -264,14 +271,15 @@ async fn drive(shared: Rc<Shared>) {
     loop {
         shared.reopen().await;
         if !shared.busy.get() {
-            let queue = std::mem::take(&mut *shared.queue.borrow_mut());
-            if queue.is_empty() {
-                shared.work.notified().await;
+            if shared.queue.borrow().is_empty() {
+                // The notification is not lost when the time is over first.
+                if tokio::time::timeout(ROOM_KEPT, shared.work.notified()).await.is_err() {
+                    shared.give_back_room();
+                    shared.work.notified().await;
+                }
                 continue;
             }
-            shared.batch.set(queue.len());
-            lock(&shared.job).batch = queue;
-            shared.busy.set(true);
+            shared.begin_batch();
             shared.room.notify_waiters();
         }
         match shared.off_loop(Job::write).await {
@@ -295,6 +303,26 @@ async fn drive(shared: Rc<Shared>) {
 }
 
 impl Shared {
+    fn is_idle(&self) -> bool {
+        !self.busy.get() && self.queue.borrow().is_empty()
+    }
+
+    /// What was enqueued becomes the batch; its room, which is empty, is where the next is enqueued.
+    fn begin_batch(&self) {
+        let mut queue = self.queue.borrow_mut();
+        self.batch.set(queue.len());
+        self.busy.set(true);
+        std::mem::swap(&mut lock(&self.job).batch, &mut queue);
+    }
+
+    /// Nothing is enqueued and all is written: a log that rests needs no room.
+    fn give_back_room(&self) {
+        if self.is_idle() {
+            *self.queue.borrow_mut() = Vec::new();
+            lock(&self.job).batch = Vec::new();
+        }
+    }
+
     /// Has the thread do something with the job.
     async fn off_loop<T: Send + 'static>(&self, act: fn(&mut Job) -> io::Result<T>) -> io::Result<T> {
         let job = self.job.clone();
@@ -388,7 +416,7 @@ impl Job {
             Destination::Journal(journal) => journal.append(&self.batch)?,
         }
         self.failed = false;
-        self.batch = Vec::new();
+        self.batch.clear();
         Ok(true)
     }
 
@@ -506,6 +534,30 @@ mod tests {
             writer.go_on();
             drop::<mpsc::Sender<()>>(release);
             assert!(!stuck.join().unwrap(), "it was waited for");
+            std::fs::remove_file(path).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_log_that_rests_keeps_no_room() {
+        on_a_loop(async {
+            let path = path("room");
+            let writer = LogWriter::start(OpenLog::open(&LogTarget::Plain(path.clone())).unwrap(), Box::new(|| ()));
+            let room = || (writer.shared.queue.borrow().capacity(), lock(&writer.shared.job).batch.capacity());
+            for _ in 0..3 {
+                writer.enqueue(|queue| queue.resize(queue.len() + (100 << 10), b'x'));
+                written(&writer).await;
+            }
+            assert!(room().1 > 0, "it is kept for a moment");
+            let given_back = async {
+                while room() != (0, 0) {
+                    yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), given_back).await.expect("the room is given back");
+            writer.enqueue(|queue| queue.extend_from_slice(b"more"));
+            written(&writer).await;
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), (300 << 10) + 4);
             std::fs::remove_file(path).unwrap();
         });
     }

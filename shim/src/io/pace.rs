@@ -2,7 +2,7 @@
 //! but a few thousand times a second.
 //!
 //! ```text
-//!   watching ──(has waited often and never long)──> resting       looks, rests, looks, …
+//!   watching ──(has waited often and never in vain)──> resting       looks, rests, looks, …
 //!       ^                                              │
 //!       └──────────(a look was in vain)────────────────┘
 //! ```
@@ -27,7 +27,9 @@ const LONG_REST: Duration = Duration::from_micros(500);
 const FEW: usize = 64 << 10;
 /// A wait that is shorter than this is no silence.
 const SHORT: Duration = Duration::from_micros(250);
-/// So many short waits one after the other: it goes on like this.
+/// Nor is one, however long, after so many bytes: on a loaded machine who reads or writes has to wait for its turn.
+const MUCH: usize = 256 << 10;
+/// So many such waits one after the other: it goes on like this.
 const OFTEN: u32 = 4;
 /// Both pipes must hold as many bytes, lest a flow that rests holds up who fills the one or empties the other: so much in
 /// one rest is 1.3 GB/s, and the pipes usually hold twice as much.
@@ -38,7 +40,7 @@ const ROOMY: usize = 512 << 10;
 pub(super) struct Pace {
     /// When it last came to a wait.
     last: Option<Instant>,
-    short_waits: u32,
+    busy_waits: u32,
     /// Bytes since then.
     moved: usize,
     /// The last of them were probably not all there were.
@@ -78,15 +80,15 @@ impl Pace {
         let waited = self.last.replace(now).map(|last| now - last);
         if moved == 0 {
             self.resting = None;
-            self.short_waits = 0;
+            self.busy_waits = 0;
             return None;
         }
         match &mut self.resting {
             Some(resting) => resting.found = moved,
             None => {
-                let short = waited.is_some_and(|waited| waited < SHORT);
-                self.short_waits = if short { self.short_waits + 1 } else { 0 };
-                if self.short_waits < OFTEN || self.cramped {
+                let busy = moved >= MUCH || waited.is_some_and(|waited| waited < SHORT);
+                self.busy_waits = if busy { self.busy_waits + 1 } else { 0 };
+                if self.busy_waits < OFTEN || self.cramped {
                     return None;
                 }
                 self.cramped = capacity() < ROOMY;
@@ -139,6 +141,12 @@ mod tests {
         waits.insert(3, (400, 100));
         waits.iter_mut().skip(4).for_each(|(at, _)| *at += 400);
         assert!(!rests(&mut Pace::default(), 1 << 20, waits[..7].iter().copied()).contains(&true));
+    }
+
+    #[test]
+    fn a_flow_of_much_rests_however_slow_the_machine_is() {
+        let busy = (0..6).map(|n| (n * 5000, MUCH));
+        assert_eq!(rests(&mut Pace::default(), 1 << 20, busy), [false, false, false, true, true, true]);
     }
 
     #[test]

@@ -812,35 +812,44 @@ impl State {
     }
 
     fn copy(&mut self, source: &Fd) -> Next {
-        SHARED.with_borrow_mut(|buffer| {
-            if buffer.is_empty() {
-                // Zeroed by the kernel, page by page as they are used.
-                *buffer = vec![0; BUFFER];
+        // What goes into a file as it is needs no buffer on its way.
+        let outcome = match &self.sink {
+            Some(OpenSink::Log { writer, lines: None }) if self.attached.is_empty() => {
+                writer.enqueue(|queue| pipe::read_behind(source.get_ref(), queue, BUFFER))
             }
-            match read(source.get_ref(), buffer) {
-                Ok(0) => self.source = None,
-                Ok(n) => {
-                    self.pace.moved(n, n == buffer.len());
-                    self.take(&buffer[..n]);
+            _ => SHARED.with_borrow_mut(|buffer| {
+                if buffer.is_empty() {
+                    // Zeroed by the kernel, page by page as they are used.
+                    *buffer = vec![0; BUFFER];
                 }
-                Err(Errno::EINTR) => {}
-                // All slaves of the terminal are closed, or it is empty: the end if the process is over.
-                Err(Errno::EIO | Errno::EAGAIN) if self.kind == SourceKind::Terminal && self.process_over => {
-                    self.source = None;
-                }
-                Err(Errno::EAGAIN | Errno::EIO) => {
-                    return starved(source);
-                }
-                Err(e) => {
-                    tracing::warn!(stream = self.stream.name(), error = %e, "cannot read, ending the stream");
-                    self.source = None;
-                }
+                let outcome = read(source.get_ref(), buffer);
+                self.take(&buffer[..outcome.unwrap_or(0)]);
+                outcome
+            }),
+        };
+        match outcome {
+            Ok(0) => self.source = None,
+            Ok(n) => self.pace.moved(n, n == BUFFER),
+            Err(Errno::EINTR) => {}
+            // All slaves of the terminal are closed, or it is empty: the end if the process is over.
+            Err(Errno::EIO | Errno::EAGAIN) if self.kind == SourceKind::Terminal && self.process_over => {
+                self.source = None;
             }
-            Next::Step
-        })
+            Err(Errno::EAGAIN | Errno::EIO) => {
+                return starved(source);
+            }
+            Err(e) => {
+                tracing::warn!(stream = self.stream.name(), error = %e, "cannot read, ending the stream");
+                self.source = None;
+            }
+        }
+        Next::Step
     }
 
     fn take(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         match &mut self.sink {
             Some(OpenSink::Log { writer, lines: Some(lines) }) => {
                 let stream = self.stream.name();

@@ -4,7 +4,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
@@ -14,8 +16,8 @@ const WANTED_CAPACITY: i32 = 1 << 20;
 nix::ioctl_read_bad!(
     /// Safe to call with any open fd and a valid pointer; `ioctl_fifo`/`FIONREAD` writes one int.
     fionread,
-    nix::libc::FIONREAD,
-    nix::libc::c_int
+    libc::FIONREAD,
+    libc::c_int
 );
 
 /// A pipe, as large as the limits allow, close-on-exec, both ends blocking: the process's end must be.
@@ -61,6 +63,22 @@ pub fn unread(fd: impl AsFd) -> io::Result<usize> {
     // SAFETY: the fd is open for the time of the call, and the pointer is to a live int, which is all FIONREAD writes.
     unsafe { fionread(fd.as_fd().as_raw_fd(), &raw mut count) }?;
     Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Reads up to `len` bytes behind what is in `buffer`. 0: the end.
+///
+/// # Errors
+/// As `read(2)`.
+pub fn read_behind(fd: impl AsFd, buffer: &mut Vec<u8>, len: usize) -> nix::Result<usize> {
+    buffer.reserve(len);
+    let room = &mut buffer.spare_capacity_mut()[..len];
+    // SAFETY: the fd is open for the time of the call, and the pointer is to `len` bytes that are this function's to write.
+    let count = unsafe { libc::read(fd.as_fd().as_raw_fd(), room.as_mut_ptr().cast(), len) };
+    let count = usize::try_from(Errno::result(count)?).unwrap_or(0);
+    let filled = buffer.len() + count;
+    // SAFETY: so many bytes of the spare capacity were written just now, read(2).
+    unsafe { buffer.set_len(filled) };
+    Ok(count)
 }
 
 /// Moves up to `len` bytes from one pipe to another without copying them, never blocking.

@@ -34,10 +34,30 @@ fn escape(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
+/// Bytes that go into a string as they are, whatever follows: nearly all, so they are passed over by a look at a table.
+const PLAIN: [bool; 256] = {
+    let mut plain = [true; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        plain[byte] = false;
+        byte += 1;
+    }
+    let others = *b"\"\\<>&\xe2";
+    let mut n = 0;
+    while n < others.len() {
+        plain[others[n] as usize] = false;
+        n += 1;
+    }
+    plain
+};
+
 fn escape_text(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
-    let mut copied = 0;
-    for (at, &byte) in bytes.iter().enumerate() {
+    let (mut copied, mut looked) = (0, 0);
+    while let Some(plain) = bytes[looked..].iter().position(|&byte| !PLAIN[usize::from(byte)]) {
+        let at = looked + plain;
+        let byte = bytes[at];
+        looked = at + 1;
         let (short, length) = match byte {
             b'"' => (b'"', 1),
             b'\\' => (b'\\', 1),
@@ -47,6 +67,7 @@ fn escape_text(out: &mut Vec<u8>, text: &str) {
             0..=0x1f | b'<' | b'>' | b'&' => (0, 1),
             // U+2028 and U+2029 are line ends in JavaScript.
             0xe2 if matches!(&bytes[at..], [_, 0x80, 0xa8 | 0xa9, ..]) => (0, 3),
+            // Another character that begins with 0xe2.
             _ => continue,
         };
         out.extend_from_slice(&bytes[copied..at]);

@@ -89,11 +89,12 @@ impl Lines {
     /// A line longer than [`PIECE_LIMIT`] makes several entries; readers join them. A character is not divided between two
     /// of them (Docker does that, and damages it).
     pub fn push(&mut self, stream: &str, at_unix_ns: u64, data: &[u8], out: &mut Vec<u8>) {
-        let mut lines = data.split(|&b| b == b'\n').peekable();
-        while let Some(line) = lines.next() {
-            let complete = lines.peek().is_some();
-            self.take(stream, at_unix_ns, line, complete, out);
+        let mut rest = data;
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            self.take(stream, at_unix_ns, &rest[..end], true, out);
+            rest = &rest[end + 1..];
         }
+        self.take(stream, at_unix_ns, rest, false, out);
     }
 
     /// Writes what is left when the stream has ended without a newline. `at_unix_ns` counts if it is not known when that
