@@ -28,9 +28,14 @@ pub(crate) fn run(bench: &mut Bench) {
     let rootfs = host.rootfs();
     let scene = Scene::new();
     let containerd = Containerd::start(&scene, Version::V2_1);
-    let docker_scene = Scene::new();
-    let docker = programs::docker_peer(DockerVersion::V28_5, "dockerd")
-        .map(|_| Docker::start(&docker_scene, DockerVersion::V28_5, Shim::Stock, &[]));
+    let has_docker = programs::docker_peer(DockerVersion::V28_5, "dockerd").is_some();
+    let shims = [("docker run, holdfast", Shim::Holdfast(Oci::HoldfastOci)), ("docker run, stock shim", Shim::Stock)];
+    let scenes = shims.each_ref().map(|_| Scene::for_daemons());
+    let dockers: Vec<_> = shims.into_iter().zip(&scenes).filter(|_| has_docker).collect();
+    let dockers: Vec<_> = dockers
+        .into_iter()
+        .map(|((name, shim), scene)| (name, Docker::start(scene, DockerVersion::V28_5, shim, &[])))
+        .collect();
     for round in 0..=rounds {
         bench.progress(&format!("clients, round {round} of {rounds}"));
         let mut add = |subject: &str, time: Duration| {
@@ -49,13 +54,13 @@ pub(crate) fn run(bench: &mut Bench) {
         add("holdfast run", timed(command.args(["run", "--rm", "--rootfs", &rootfs, "--", "/bin/busybox", "true"])));
         let ours = Container::numbered(&containerd, Oci::HoldfastOci, round);
         add("ctr run, holdfast", timed(&mut ours.run_command(&["--rm"], &["/bin/true"])));
-        if let Some(docker) = &docker {
-            add("docker run, stock shim", timed(&mut docker.run_command(&["--rm"], "true")));
+        for (name, docker) in &dockers {
+            add(name, timed(&mut docker.run_command(&["--rm"], "true")));
         }
         let stock = Container::stock(&containerd, 1000 + round);
         add("ctr run, stock shim", timed(&mut stock.run_command(&["--rm"], &["/bin/true"])));
     }
-    if let Some(docker) = docker {
+    for (_, docker) in dockers {
         docker.finish();
     }
 }

@@ -14,7 +14,7 @@ use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Shim, Stdio, program
 use crate::Bench;
 use crate::output::{open, printer};
 use crate::report::Of;
-use crate::subjects::{in_turn, shims};
+use crate::subjects::in_turn;
 
 /// Looks in one round.
 const LOOKS: usize = 300;
@@ -40,7 +40,7 @@ pub(crate) fn run(bench: &mut Bench) {
         eprintln!("bench: left out: a pod of two (runc is missing; run `make peers`)");
         return;
     };
-    let shims = shims();
+    let shims = bench.settings.others.shims();
     let rounds = bench.rounds(1, 5);
     for (what, flooded) in [("quiet", false), ("beside a flood", true)] {
         for round in 0..rounds {

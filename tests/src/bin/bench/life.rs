@@ -6,14 +6,14 @@ use holdfast_tests::{Bundle, FakeContainerd, Scene, Shim, Stdio};
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{Subject, in_turn, pairs};
+use crate::subjects::{Subject, in_turn};
 use crate::table::milliseconds;
 
 const PART: &str = "a life";
 
 /// Measures.
 pub(crate) fn run(bench: &mut Bench) {
-    let subjects = pairs();
+    let subjects = bench.settings.others.pairs();
     let rounds = bench.rounds(7, 30);
     // The first round warms the page cache and is not counted.
     for round in 0..=rounds {

@@ -1,7 +1,7 @@
 //! The benchmark: ours beside what users would pick instead, in one run on one machine.
 //!
 //! ```text
-//! bench run [--full] [--only PART]… [--rounds N] [--out DIR]
+//! bench run [--full] [--only PART]… [--matching TEXT] [--shim NAME=PROGRAM]… [--runtime NAME=PROGRAM]… [--rounds N] [--out DIR]
 //! bench compare OLD.json [NEW.json]
 //! bench readme [BENCH.json]
 //! ```
@@ -13,6 +13,7 @@
 mod clients;
 mod daemon;
 mod fairness;
+mod floor;
 mod life;
 mod memory;
 mod oci;
@@ -21,6 +22,7 @@ mod parallel;
 mod plot;
 mod report;
 mod restart;
+mod scale;
 mod subjects;
 mod table;
 
@@ -75,6 +77,11 @@ struct Settings {
     /// Only these parts.
     #[arg(long, value_name = "PART", value_parser = PARTS.map(|(name, _)| name))]
     only: Vec<String>,
+    /// Of the part output: only quantities whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    matching: Option<String>,
+    #[command(flatten)]
+    others: subjects::Others,
     /// How often each quantity is measured, where that can be chosen.
     #[arg(long)]
     rounds: Option<usize>,
@@ -85,7 +92,8 @@ struct Settings {
 
 type Part = fn(&mut Bench);
 
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 13] = [
+    ("floor", floor::run),
     ("life", life::run),
     ("oci", oci::run),
     ("throughput", parallel::run),
@@ -97,7 +105,7 @@ const PARTS: [(&str, Part); 12] = [
     ("containerd", restart::containerd),
     ("daemon", daemon::run),
     ("clients", clients::run),
-    ("scale", restart::scale),
+    ("scale", scale::run),
 ];
 
 /// What the parts get.
@@ -120,6 +128,11 @@ impl Bench {
         self.settings.rounds.unwrap_or(if self.full() { full } else { short }).max(1)
     }
 
+    /// Whether a quantity was asked for.
+    fn is_wanted(&self, name: &str) -> bool {
+        self.settings.matching.as_ref().is_none_or(|text| name.contains(text))
+    }
+
     /// One line that is written over, for people; nothing into a file.
     fn progress(&self, text: &str) {
         if std::io::stderr().is_terminal() {
@@ -128,7 +141,7 @@ impl Bench {
     }
 }
 
-/// KiB, which are few enough for that.
+/// KiB and clock ticks, which are few enough for that.
 #[allow(clippy::cast_precision_loss)]
 fn kib(value: u64) -> f64 {
     value as f64
@@ -165,6 +178,7 @@ fn run(settings: Settings) -> Result<(), String> {
         return Err(format!("{} is missing; run `make build peers`", ours.display()));
     }
     let report = Report { date: today(), full: settings.full, machine: machine(), ..Report::default() };
+    let before = stolen();
     let mut bench = Bench { settings, report };
     for (name, part) in PARTS {
         if bench.settings.only.is_empty() || bench.settings.only.iter().any(|only| only == name) {
@@ -174,7 +188,11 @@ fn run(settings: Settings) -> Result<(), String> {
             eprintln!("bench: {name} took {:.0} s", begin.elapsed().as_secs_f64());
         }
     }
-    let Bench { settings, report } = bench;
+    let Bench { settings, mut report } = bench;
+    let (stolen, all) = stolen().zip(before).map_or((0, 0), |(now, then)| (now.0 - then.0, now.1 - then.1));
+    if all > 0 {
+        report.machine.push(format!("{:.1} % of its time stolen by its host", kib(stolen) * 100.0 / kib(all)));
+    }
     println!("{}\n\n{}", table::heading(&report), table::tables(&report, false));
     let write = |name: &str, text: String| readme::save(&settings.out.join(name), &text);
     fs::create_dir_all(&settings.out).map_err(|e| format!("cannot make {}: {e}", settings.out.display()))?;
@@ -188,6 +206,15 @@ fn said(program: impl AsRef<Path>, args: &[&str]) -> Option<String> {
     let output = Command::new(program.as_ref()).args(args).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().next().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty())
+}
+
+/// How long a host has kept this machine's processors from it, and for how long they were there in all, in clock ticks,
+/// `proc_stat(5)`.
+fn stolen() -> Option<(u64, u64)> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let ticks = text.lines().next()?.split_whitespace().skip(1).take(8);
+    let ticks: Vec<u64> = ticks.map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some((*ticks.get(7)?, ticks.iter().sum()))
 }
 
 fn today() -> String {

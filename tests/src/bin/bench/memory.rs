@@ -9,7 +9,7 @@ use holdfast_tests::{Bundle, FakeContainerd, Scene, Shim, Stdio};
 
 use crate::life::exec_once;
 use crate::report::Of;
-use crate::subjects::{Subject, pairs};
+use crate::subjects::Subject;
 use crate::{Bench, kib};
 
 /// After so long a shim is left as it is: the runtime of the Go shims gives memory back in its own time, and ours after
@@ -19,7 +19,7 @@ const REST: Duration = Duration::from_secs(2);
 /// Measures shims at rest, as many at a time as `bench` says.
 pub(crate) fn density(bench: &mut Bench) {
     for &count in bench.pick(&[1, 20][..], &[1, 20, 200]) {
-        for subject in pairs() {
+        for subject in bench.settings.others.pairs() {
             bench.progress(&format!("{count} x {}", subject.name));
             rest_together(bench, &subject, count);
         }
@@ -64,7 +64,7 @@ fn rest_together(bench: &mut Bench, subject: &Subject, count: usize) {
 
 /// How much a shim grows with execs.
 pub(crate) fn growth(bench: &mut Bench) {
-    for subject in pairs() {
+    for subject in bench.settings.others.pairs() {
         // With our own OCI runtime an exec costs a fifth, so that there can be more.
         let is_fast = subject.is_ours() && subject.runtime.ends_with("holdfast-oci");
         let execs = match (bench.full(), is_fast) {

@@ -9,13 +9,13 @@ use holdfast_tests::{Bundle, Scene};
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{in_turn, runtimes};
+use crate::subjects::in_turn;
 use crate::table::milliseconds;
 
 /// Measures.
 pub(crate) fn run(bench: &mut Bench) {
     // The last one is what the others are compared with.
-    let mut runtimes = runtimes();
+    let mut runtimes = bench.settings.others.runtimes();
     runtimes.reverse();
     runtimes.sort_by_key(|(name, _)| *name == "runc");
     let rounds = bench.rounds(5, 20);

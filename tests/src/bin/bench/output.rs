@@ -1,10 +1,12 @@
 //! How fast output gets from a container to its reader, and what of the shim's time that takes.
 //!
-//! The same container, made by the same OCI runtime, prints through each shim, and into the reader's FIFO with no shim in
+//! The same container, made by the same OCI runtime, prints through each shim; through as little as can stand in a shim's
+//! place, a loop that moves pages from one pipe of a megabyte to another; and into the reader's FIFO with nothing in
 //! between: as fast as the machine allows with a FIFO of the usual 64 KiB. The reader takes as much at a time as there is.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as Redirect};
@@ -12,14 +14,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use holdfast_tests::{Bundle, FakeContainerd, Launch, Scene, Stdio, process, programs};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::time::clock_getcpuclockid;
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{in_turn, our_shim, shims};
+use crate::subjects::{in_turn, our_shim};
 
 /// What is printed: bytes in one write, bytes in all. The smaller the writes, the longer the same takes.
 #[derive(Clone, Copy)]
@@ -39,11 +41,12 @@ const FLOODS: [(&str, Flood); 3] = [
 /// What stands between the container and the reader.
 enum Way {
     Shim(PathBuf),
+    Loop,
     Nothing,
 }
 
 struct Subject {
-    name: &'static str,
+    name: String,
     way: Way,
 }
 
@@ -88,11 +91,15 @@ pub(crate) fn run(bench: &mut Bench) {
         eprintln!("bench: left out: output (runc is missing; run `make peers`)");
         return;
     };
-    let subjects = subjects();
+    first_byte(bench, &runtime);
+    let subjects = subjects(bench);
     let rounds = bench.rounds(2, 5);
     for (label, flood) in FLOODS {
         let flood = if bench.full() { flood } else { Flood { total: flood.total / 4, ..flood } };
         for target in Target::ALL {
+            if !bench.is_wanted(&format!("{label}, {}", target.name())) {
+                continue;
+            }
             for round in 0..rounds {
                 bench.progress(&format!("{label}, {}, round {} of {rounds}", target.name(), round + 1));
                 for subject in in_turn(&subjects, round) {
@@ -101,11 +108,11 @@ pub(crate) fn run(bench: &mut Bench) {
                     let speed = run.bytes as f64 / 1e6 / run.time.as_secs_f64();
                     let name = format!("{label}, {to}");
                     let of = Of { part: PART, name: &name, unit: "MB/s", more_is_better: true };
-                    bench.report.add(&of, subject.name, speed);
+                    bench.report.add(&of, &subject.name, speed);
                     if let Some(cpu) = run.cpu {
                         let name = format!("{label}, {to}: the shim's processor time for 1 GB");
                         let of = Of { part: PART, name: &name, unit: "s", more_is_better: false };
-                        bench.report.add(&of, subject.name, cpu.as_secs_f64() * 1e9 / run.bytes as f64);
+                        bench.report.add(&of, &subject.name, cpu.as_secs_f64() * 1e9 / run.bytes as f64);
                     }
                 }
             }
@@ -114,9 +121,10 @@ pub(crate) fn run(bench: &mut Bench) {
 }
 
 /// Those that are there. The FIFO itself is the last: what the others are compared with.
-fn subjects() -> Vec<Subject> {
-    let shims = shims().into_iter().map(|(name, program)| Subject { name, way: Way::Shim(program) });
-    shims.chain([Subject { name: "the FIFO itself", way: Way::Nothing }]).collect()
+fn subjects(bench: &Bench) -> Vec<Subject> {
+    let shims = bench.settings.others.shims().into_iter().map(|(name, program)| (name, Way::Shim(program)));
+    let floor = [("a bare loop".to_owned(), Way::Loop), ("the FIFO itself".to_owned(), Way::Nothing)];
+    shims.chain(floor).map(|(name, way)| Subject { name, way }).collect()
 }
 
 /// The scene's bundle with a container that prints `flood`.
@@ -149,8 +157,9 @@ fn flood_once(way: &Way, runtime: &Path, flood: Flood, target: Target) -> Option
         (Way::Shim(program), Target::Json) if *program == our_shim() => {
             (into_a_file(&scene, &bundle, "json-file", program, runtime), total)
         }
-        (Way::Nothing, Target::Fifo) => {
-            (through_nothing(&scene, &bundle, &Stdio::output(&scene, "init"), runtime), total)
+        (Way::Loop | Way::Nothing, Target::Fifo) => {
+            let is_direct = matches!(way, Way::Nothing);
+            (through_no_shim(&scene, &bundle, &Stdio::output(&scene, "init"), runtime, is_direct), total)
         }
         _ => return None,
     };
@@ -213,9 +222,15 @@ fn said_in(file: &Path) -> usize {
     lines.map(|line| serde_json::from_str::<Entry>(&line.unwrap()).unwrap().log.len()).sum()
 }
 
-fn through_nothing(scene: &Scene, bundle: &Bundle, stdio: &Stdio, runtime: &Path) -> Run {
+fn through_no_shim(scene: &Scene, bundle: &Bundle, stdio: &Stdio, runtime: &Path, is_direct: bool) -> Run {
     let out = open(&stdio.stdout);
-    let write_end = OpenOptions::new().write(true).open(&stdio.stdout).unwrap();
+    let fifo = OpenOptions::new().write(true).open(&stdio.stdout).unwrap();
+    let (write_end, relay) = if is_direct {
+        (fifo, None)
+    } else {
+        let (read_end, write_end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        (write_end.into(), Some(thread::spawn(move || relay_all(&read_end, &fifo))))
+    };
     let root = scene.path("oci");
     let runtime = |verb: &str| {
         let mut command: Command = scene.command(runtime);
@@ -230,7 +245,70 @@ fn through_nothing(scene: &Scene, bundle: &Bundle, stdio: &Stdio, runtime: &Path
     drop(create);
     let (bytes, time) = reader.finish();
     assert!(runtime("delete").args(["--force", bundle.id()]).status().unwrap().success(), "runc delete");
-    Run { bytes, time, cpu: None }
+    Run { bytes, time, cpu: relay.map(|relay| relay.join().unwrap()) }
+}
+
+/// As little as a relay can do; the processor time that it took.
+fn relay_all(from: &impl AsFd, to: &impl AsFd) -> Duration {
+    const MOST: usize = 1 << 20;
+    for end in [from.as_fd(), to.as_fd()] {
+        fcntl(end, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
+    }
+    while splice(from, None, to, None, MOST, SpliceFFlags::SPLICE_F_MOVE).unwrap() > 0 {}
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+/// How long a byte takes from the container to its reader after a silence.
+fn first_byte(bench: &mut Bench, runtime: &Path) {
+    let shims = bench.settings.others.shims();
+    let rounds = bench.rounds(2, 5);
+    for target in [Target::Fifo, Target::Terminal] {
+        let figure = format!("the first byte after a silence, {}", target.name());
+        if !bench.is_wanted(&figure) {
+            continue;
+        }
+        for round in 0..rounds {
+            bench.progress(&format!("{figure}, round {} of {rounds}", round + 1));
+            for (name, program) in in_turn(&shims, round) {
+                for delay in byte_delays(program, runtime, target) {
+                    let of = Of { part: PART, name: &figure, unit: "µs", more_is_better: false };
+                    bench.report.add(&of, name, delay.as_secs_f64() * 1e6);
+                }
+            }
+        }
+    }
+}
+
+/// Bytes that somebody writes in the place of a process which says nothing itself.
+fn byte_delays(program: &Path, runtime: &Path, target: Target) -> Vec<Duration> {
+    const SILENCE: Duration = Duration::from_millis(3);
+    let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
+    let bundle = Bundle::busybox(&scene, &["/bin/sleep", "100000"]);
+    let (bundle, stdio) = match target {
+        Target::Terminal => (bundle.with_terminal(), Stdio::terminal(&scene, "init")),
+        _ => (bundle, Stdio::output(&scene, "init")),
+    };
+    let mut out = open(&stdio.stdout);
+    let _errors = (!stdio.stderr.is_empty()).then(|| open(&stdio.stderr));
+    let mut shim = Launch::new(&scene, &bundle).binary(program).runtime(runtime).start();
+    let _input =
+        (!stdio.stdin.is_empty()).then(|| OpenOptions::new().read(true).write(true).open(&stdio.stdin).unwrap());
+    let pid = shim.create(&stdio).unwrap().pid;
+    shim.start("").unwrap();
+    let mut inside =
+        OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open(format!("/proc/{pid}/fd/1")).unwrap();
+    let delays = (0..100).map(|_| {
+        thread::sleep(SILENCE);
+        let begin = Instant::now();
+        inside.write_all(b"x").unwrap();
+        out.read_exact(&mut [0]).unwrap();
+        begin.elapsed()
+    });
+    let delays = delays.collect();
+    drop(inside);
+    shim.discard();
+    delays
 }
 
 /// A reader that is there before the writer is, and waits as readers do.
@@ -241,7 +319,7 @@ pub(crate) fn open(path: &str) -> File {
 }
 
 /// The user and system time that all threads of a process have had, the ended ones too.
-fn cpu_time(pid: u32) -> Duration {
+pub(crate) fn cpu_time(pid: u32) -> Duration {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).unwrap();
     clock.now().unwrap().into()
 }

@@ -7,11 +7,11 @@ use holdfast_tests::{Bundle, FakeContainerd, Scene, Stdio};
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{Subject, in_turn, pairs};
+use crate::subjects::{Subject, in_turn};
 
 /// Measures.
 pub(crate) fn run(bench: &mut Bench) {
-    let subjects = pairs();
+    let subjects = bench.settings.others.pairs();
     let lives = bench.pick(16, 64);
     let rounds = bench.rounds(2, 5);
     for at_a_time in [1, 4, 16] {

@@ -1,36 +1,33 @@
 //! How long the managers need until they have their containers again.
 
-use std::thread;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use holdfast_tests::Scene;
 use holdfast_tests::client::Client;
 use holdfast_tests::containerd::Containerd;
 use holdfast_tests::holdfastd::Holdfastd;
-use holdfast_tests::process;
 use holdfast_tests::programs::{self, Version};
 use holdfast_tests::several::several_at_a_time;
-use holdfast_tests::{Scene, until};
 
+use crate::Bench;
 use crate::report::Of;
 use crate::table::milliseconds;
-use crate::{Bench, kib};
 
-fn ms<'a>(part: &'a str, name: &'a str) -> Of<'a> {
+pub(crate) fn ms<'a>(part: &'a str, name: &'a str) -> Of<'a> {
     Of { part, name, unit: "ms", more_is_better: false }
 }
 
-/// A supervisor with so many containers, which are started by several clients at a time.
-fn supervisor_with(count: usize) -> Holdfastd {
-    let host = Holdfastd::start();
+/// Starts containers with these numbers, several at a time.
+pub(crate) fn launch_some(host: &Holdfastd, numbers: Range<usize>) {
     let rootfs = host.rootfs();
-    several_at_a_time(4, count, |n| {
-        let name = format!("c{n}");
+    several_at_a_time(4, numbers.len(), |n| {
+        let name = format!("c{}", numbers.start + n);
         host.holdfast(&["run", "-d", "--name", &name, "--rootfs", &rootfs, "--", "/bin/sleep", "100000"]).ok();
     });
-    host
 }
 
-fn remove_all(host: &Holdfastd) {
+pub(crate) fn remove_all(host: &Holdfastd) {
     let ids = host.holdfast(&["ps", "-aq"]).ok();
     for some in ids.lines().collect::<Vec<_>>().chunks(50) {
         host.holdfast(&[&["rm", "-f"], some].concat()).ok();
@@ -41,15 +38,16 @@ fn remove_all(host: &Holdfastd) {
 pub(crate) fn supervisor(bench: &mut Bench) {
     for &count in bench.pick(&[1, 50][..], &[1, 50, 200]) {
         bench.progress(&format!("holdfastd with {count}"));
-        let mut host = supervisor_with(count);
+        let mut host = Holdfastd::start();
+        launch_some(&host, 0..count);
         for _ in 0..bench.rounds(3, 7) {
-            restart_supervisor(bench, &mut host, count);
+            let _ = restart_supervisor(bench, &mut host, count);
         }
         remove_all(&host);
     }
 }
 
-fn restart_supervisor(bench: &mut Bench, host: &mut Holdfastd, count: usize) {
+pub(crate) fn restart_supervisor(bench: &mut Bench, host: &mut Holdfastd, count: usize) -> Duration {
     let part = "restart of holdfastd";
     host.kill();
     let begin = Instant::now();
@@ -64,6 +62,7 @@ fn restart_supervisor(bench: &mut Bench, host: &mut Holdfastd, count: usize) {
     bench.report.add(&ms(part, &name), "holdfastd", milliseconds(restored));
     let name = format!("`holdfast info` is answered, {count} containers");
     bench.report.add(&ms(part, &name), "holdfastd", milliseconds(answers));
+    restored
 }
 
 /// containerd, killed and started with containers of ours, and of its own shim.
@@ -91,41 +90,4 @@ pub(crate) fn containerd(bench: &mut Bench) {
             }
         }
     }
-}
-
-/// As many as this machine is to hold: what each costs, the restart, and the storm when all end at once.
-pub(crate) fn scale(bench: &mut Bench) {
-    let count = bench.pick(100, 500);
-    let part = "scale";
-    bench.progress(&format!("{count} containers"));
-    let mut host = supervisor_with(count);
-    let shims: Vec<u32> = (0..count).map(|n| host.pid(&format!("c{n}"), "shim_pid")).collect();
-    let inits: Vec<u32> = (0..count).map(|n| host.pid(&format!("c{n}"), "pid")).collect();
-    // Shims that have just worked give memory back.
-    thread::sleep(Duration::from_secs(2));
-    for shim in &shims {
-        let now = process::memory(*shim).expect("it lives");
-        for (what, value) in [("RSS", now.rss), ("PSS", now.pss), ("anonymous memory", now.anonymous)] {
-            let name = format!("{what} of a shim, {count} at rest");
-            bench.report.add(&Of { part, name: &name, unit: "KiB", more_is_better: false }, "holdfast", kib(value));
-        }
-    }
-    for _ in 0..bench.rounds(2, 5) {
-        restart_supervisor(bench, &mut host, count);
-    }
-    let daemon = process::memory(host.daemon_pid()).expect("it lives");
-    let name = format!("RSS of holdfastd, {count} containers");
-    bench.report.add(&Of { part, name: &name, unit: "KiB", more_is_better: false }, "holdfast", kib(daemon.rss));
-
-    let ended = Instant::now();
-    for pid in inits {
-        process::kill_hard(pid);
-    }
-    until("all ends are known", || {
-        let list = host.holdfast(&["--json", "ps"]).ok();
-        (!list.contains("\"running\"")).then_some(())
-    });
-    let name = format!("{count} killed at once: all ends known");
-    bench.report.add(&ms(part, &name), "holdfast", milliseconds(ended.elapsed()));
-    remove_all(&host);
 }

@@ -1,9 +1,41 @@
 //! What is compared.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use holdfast_tests::programs::{self, Version};
 use holdfast_tests::{Bundle, Launch, Scene};
+
+/// A program that is to be compared beside the usual ones: `NAME=PROGRAM`.
+#[derive(Clone, Debug)]
+pub(crate) struct Other {
+    name: String,
+    program: PathBuf,
+}
+
+impl FromStr for Other {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, program) = text.split_once('=').ok_or("it must be NAME=PROGRAM")?;
+        let program = std::path::absolute(program).map_err(|e| e.to_string())?;
+        if name.is_empty() || !program.is_file() {
+            return Err(format!("{} is no program", program.display()));
+        }
+        Ok(Self { name: name.to_owned(), program })
+    }
+}
+
+/// What is compared beside the usual.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Others {
+    /// Another shim, as an older build of ours.
+    #[arg(long = "shim", value_name = "NAME=PROGRAM")]
+    shims: Vec<Other>,
+    /// Another OCI runtime.
+    #[arg(long = "runtime", value_name = "NAME=PROGRAM")]
+    runtimes: Vec<Other>,
+}
 
 /// A shim with an OCI runtime below it.
 #[derive(Clone, Debug)]
@@ -32,37 +64,51 @@ fn stock_shim(version: Version) -> PathBuf {
     programs::containerd_dir(version).join("containerd-shim-runc-v2")
 }
 
-/// The OCI runtimes that there are and that work here, ours first.
-pub(crate) fn runtimes() -> Vec<(&'static str, PathBuf)> {
-    let all = [
-        ("holdfast-oci", Some(programs::bin_dir().join("holdfast-oci"))),
-        ("runc", programs::peer("runc")),
-        // It refuses the mode that has both versions of control groups.
-        ("crun", programs::peer("crun").filter(|_| Path::new("/sys/fs/cgroup/cgroup.controllers").exists())),
-    ];
-    all.into_iter().filter_map(|(name, path)| Some((name, path.filter(|path| path.exists())?))).collect()
+impl Others {
+    /// The OCI runtimes that there are and that work here, ours first.
+    pub(crate) fn runtimes(&self) -> Vec<(String, PathBuf)> {
+        let usual = [
+            ("holdfast-oci", Some(programs::bin_dir().join("holdfast-oci"))),
+            ("runc", programs::peer("runc")),
+            // It refuses the mode that has both versions of control groups.
+            ("crun", programs::peer("crun").filter(|_| Path::new("/sys/fs/cgroup/cgroup.controllers").exists())),
+        ];
+        let usual = usual.into_iter().filter_map(|(name, path)| Some((name.to_owned(), path.filter(|p| p.exists())?)));
+        usual.chain(named(&self.runtimes)).collect()
+    }
+
+    /// Each of our shim's pairs, then those of other shims, then the stock shims; the last one is what the others are
+    /// compared with. What is missing is named once and left out.
+    pub(crate) fn pairs(&self) -> Vec<Subject> {
+        let above_all = |(shim_name, shim): (String, PathBuf)| {
+            self.runtimes().into_iter().map(move |(name, runtime)| Subject {
+                name: format!("{shim_name}, {name}"),
+                shim: shim.clone(),
+                runtime,
+            })
+        };
+        let stock = stock_shims().filter_map(|(name, shim)| {
+            let runtime = programs::peer("runc")?;
+            Some(Subject { name: format!("{name}, runc"), shim, runtime })
+        });
+        let ours = [("holdfast".to_owned(), our_shim())].into_iter().chain(named(&self.shims)).flat_map(above_all);
+        ours.chain(stock).filter(|subject| is_there(&subject.name, &subject.shim)).collect()
+    }
+
+    /// Each shim alone, where all have the same OCI runtime below; the last one is what the others are compared with.
+    pub(crate) fn shims(&self) -> Vec<(String, PathBuf)> {
+        let ours = [("holdfast".to_owned(), our_shim())];
+        let all = ours.into_iter().chain(named(&self.shims)).chain(stock_shims());
+        all.filter(|(name, program)| is_there(name, program)).collect()
+    }
 }
 
-/// Each of our shim's pairs, then the stock shims; the last one is what the others are compared with. What is missing is
-/// named once and left out.
-pub(crate) fn pairs() -> Vec<Subject> {
-    let ours = runtimes().into_iter().map(|(name, runtime)| Subject {
-        name: format!("holdfast, {name}"),
-        shim: our_shim(),
-        runtime,
-    });
-    let stock = [Version::V1_6, Version::V2_1].into_iter().filter_map(|version| {
-        let runtime = programs::peer("runc")?;
-        Some(Subject { name: format!("stock {}, runc", version.name()), shim: stock_shim(version), runtime })
-    });
-    ours.chain(stock).filter(|subject| is_there(&subject.name, &subject.shim)).collect()
+fn named(others: &[Other]) -> impl Iterator<Item = (String, PathBuf)> {
+    others.iter().map(|other| (other.name.clone(), other.program.clone()))
 }
 
-/// Each shim alone, where all have the same OCI runtime below; the last one is what the others are compared with.
-pub(crate) fn shims() -> Vec<(&'static str, PathBuf)> {
-    let all =
-        [("holdfast", our_shim()), ("stock 1.6", stock_shim(Version::V1_6)), ("stock 2.1", stock_shim(Version::V2_1))];
-    all.into_iter().filter(|(name, program)| is_there(name, program)).collect()
+fn stock_shims() -> impl Iterator<Item = (String, PathBuf)> {
+    [Version::V1_6, Version::V2_1].into_iter().map(|version| (format!("stock {}", version.name()), stock_shim(version)))
 }
 
 /// All of them, beginning with another one in each round.

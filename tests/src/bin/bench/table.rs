@@ -42,6 +42,9 @@ fn cell(samples: Option<&Samples>, reference: Option<&Samples>, spread: bool) ->
     text
 }
 
+/// Parts whose columns are not the same of several subjects.
+const NOT_COMPARED: [&str; 2] = ["projection", "limits"];
+
 /// One table for each part. The ratios are those to the last column.
 pub(crate) fn tables(report: &Report, markdown: bool) -> String {
     let mut text = String::new();
@@ -53,7 +56,7 @@ pub(crate) fn tables(report: &Report, markdown: bool) -> String {
         table.set_header([part].into_iter().chain(subjects.iter().copied()));
         for figure in figures {
             let of = |subject: &str| figure.samples.iter().find(|s| s.subject == subject);
-            let reference = subjects.last().and_then(|s| of(s));
+            let reference = subjects.last().filter(|_| !NOT_COMPARED.contains(&part)).and_then(|s| of(s));
             let cells = subjects.iter().map(|subject| cell(of(subject), reference, !markdown));
             table.add_row([quantity(figure)].into_iter().chain(cells));
         }
