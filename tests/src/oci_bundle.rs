@@ -96,9 +96,7 @@ impl Bundle {
 
     /// Whether the runtime could run in a root filesystem that has no libraries.
     pub fn runtime_is_static(&self) -> bool {
-        let program = fs::read(&self.runtime).unwrap_or_default();
-        let loader = b"/lib64/ld-linux";
-        !program.windows(loader.len()).take(4096).any(|window| window == loader)
+        process::is_static(&self.runtime)
     }
 
     /// Replaces config.json.

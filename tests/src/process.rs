@@ -312,6 +312,13 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     }
 }
 
+/// Whether a program needs no loader, so that it can be executed in a root file system that has none.
+pub fn is_static(program: &Path) -> bool {
+    let program = fs::read(program).unwrap_or_default();
+    let loader = b"/lib64/ld-linux";
+    !program.windows(loader.len()).take(4096).any(|window| window == loader)
+}
+
 /// Figures of `/proc/PID/smaps_rollup` and `/proc/PID/status`, in KiB.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {

@@ -572,6 +572,45 @@ fn the_reader_of_a_real_container_may_come_late() {
 }
 
 #[test]
+fn a_container_cannot_write_to_the_runtime_that_the_shim_executed() {
+    let Some(program) = runtime("holdfast-oci") else { return };
+    if !process::is_static(&program) {
+        return skip("the runtime needs a loader, which the container has not");
+    }
+    let scene = Scene::new();
+    let _events = FakeContainerd::start(&scene);
+    let bundle = Bundle::busybox(&scene, &["/bin/sleep", "100000"]);
+    let log = bundle.dir().join("rootfs/fifo");
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut shim = Launch::new(&scene, &bundle).runtime(&program).start();
+    shim.run(&Stdio::none());
+    // The container makes the runtime that enters it execute itself; it waits for a reader of its log then.
+    let itself = ["/proc/self/exe", "--root", "/none", "--log", "/fifo", "state", "x"];
+    shim.exec("e", &itself, &Stdio::none()).unwrap();
+    let pid = shim.start("e").unwrap().pid;
+    let copies = || {
+        let fds = fs::read_dir(format!("/proc/{}/fd", shim.process().pid())).unwrap().flatten();
+        fds.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == Path::new("/holdfast-oci"))).count()
+    };
+    assert_eq!(copies(), 1, "the shim has made the copy");
+    let image = format!("/proc/{pid}/exe");
+    eventually("the runtime is what runs", || match fs::read_link(&image).unwrap() {
+        exe if exe.ends_with("holdfast-oci") => Ok(()),
+        exe => Err(exe),
+    });
+    let refusal = fs::OpenOptions::new().write(true).open(&image).unwrap_err();
+    assert_eq!(refusal.raw_os_error(), Some(libc::EROFS), "{refusal}");
+    eventually("the copy goes when the shim rests", || match copies() {
+        0 => Ok(()),
+        left => Err(left),
+    });
+    drop(fs::File::open(&log).unwrap());
+    shim.wait("e").unwrap();
+    shim.delete("e").unwrap();
+    shim.discard();
+}
+
+#[test]
 fn a_root_file_system_of_busybox_is_enough_for_the_tests() {
     let Some(_) = runtime("runc") else { return };
     let scene = Scene::new();

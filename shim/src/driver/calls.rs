@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::rc::Weak;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::container::{Container, read_pid};
@@ -21,6 +21,7 @@ use crate::io::stdio::AddressError;
 use crate::lifecycle::{Asker, CallId, ExitStatus, Failure, FailureKind, Input, Outcome, Pid, ProcessId, TaskId, Work};
 use crate::oci::command::{self, Call};
 use crate::oci::log::{self, FailureKind as RuntimeFailure};
+use crate::oci::own_copy;
 use crate::oci::runner::{self, ChildStdio};
 use crate::oci::spec;
 use crate::owned_task::OwnedTask;
@@ -113,6 +114,8 @@ struct Launch {
     criu: Option<CriuWork>,
     /// stdout and stderr are the container's.
     is_process: bool,
+    /// To be executed in the program's place.
+    copy: Option<Rc<OwnedFd>>,
 }
 
 impl State {
@@ -429,6 +432,9 @@ impl State {
         // that outlive it. That it cannot be made is the runtime's to say.
         let _ = container.in_dir(|| std::fs::File::create(&log));
         let arguments = command::arguments(&container.runtime, &task.0, &log, &verb);
+        if matches!(verb, Call::Create { .. } | Call::Exec { .. }) && runner::is_embedded(&container.runtime.binary) {
+            launch.copy = own_copy::of(&container.runtime.binary);
+        }
         let files: Vec<PathBuf> = launch.spec.iter().chain([&log]).cloned().collect();
         launch.start(call, container.runtime.binary.clone(), &arguments, Some(log)).map_err(|f| {
             remove_files(&files);
@@ -602,15 +608,19 @@ impl Launch {
         log: Option<PathBuf>,
     ) -> Result<Child, Failure> {
         let cannot = |e: io::Error| failure(format!("cannot start {}: {}", program.display(), spell(&e)));
-        let Self { ends, input, console, spec, criu, is_process } = self;
+        let Self { ends, input, console, spec, criu, is_process, copy } = self;
         let output = if is_process { None } else { Some(runner::memory_file(b"").map_err(cannot)?) };
-        let copy = || output.as_ref().map(OwnedFd::try_clone).transpose().map_err(cannot);
+        let printed = || output.as_ref().map(OwnedFd::try_clone).transpose().map_err(cannot);
         let stdio = ChildStdio {
             stdin: ends.stdin.or(input),
-            stdout: if is_process { ends.stdout } else { copy()? },
-            stderr: if is_process { ends.stderr } else { copy()? },
+            stdout: if is_process { ends.stdout } else { printed()? },
+            stderr: if is_process { ends.stderr } else { printed()? },
         };
-        let pid = runner::spawn(&program, arguments, stdio).map_err(cannot)?;
+        let pid = match &copy {
+            Some(copy) => runner::spawn_copy(&program, copy, arguments, stdio),
+            None => runner::spawn(&program, arguments, stdio),
+        };
+        let pid = pid.map_err(cannot)?;
         tracing::debug!(call = call.0, pid, program = %program.display(), "a child was started");
         Ok(Child { pid, output, log, console, spec, criu, timed_out: false })
     }

@@ -44,7 +44,7 @@ use crate::io::spill::policy::{Choice, OutputSettings};
 use crate::io::spill::tree::Home;
 use crate::journal::Journal;
 use crate::lifecycle::{Asker, CallId, Input, Lifecycle, Pid, ProcessId, Request, TaskId, Verb};
-use crate::oci::{runner, spec};
+use crate::oci::{own_copy, runner, spec};
 use crate::options;
 use crate::owned_task::OwnedTask;
 use crate::publish::Publisher;
@@ -522,6 +522,7 @@ async fn rest_when_quiet(shim: Weak<Shim>) {
             continue;
         }
         relay::give_back_buffer();
+        own_copy::give_back();
         memory::rest();
         // Only the notification is waited for; this task does not keep the shim alive beyond it, as the shim owns it.
         strong.woken.notified().await;

@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod log;
+pub mod own_copy;
 pub mod resources;
 pub mod runner;
 pub mod spec;

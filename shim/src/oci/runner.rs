@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid as NixPid;
 
 use super::command::Runtime;
+use super::own_copy;
 use crate::lifecycle::Pid;
 use crate::options::Options;
 
@@ -101,8 +102,21 @@ fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// As `execve(2)`: a program that is missing shows here.
 pub fn spawn(program: &Path, arguments: &[OsString], stdio: ChildStdio) -> io::Result<Pid> {
+    start(Command::new(program), arguments, stdio)
+}
+
+/// As [`spawn`], but what is executed is a `copy` of the program, see [`own_copy`].
+///
+/// # Errors
+/// See [`spawn`].
+pub fn spawn_copy(program: &Path, copy: &OwnedFd, arguments: &[OsString], stdio: ChildStdio) -> io::Result<Pid> {
+    let mut command = Command::new(own_copy::path(copy));
+    command.arg0(program).env(own_copy::MARK, "1");
+    start(command, arguments, stdio)
+}
+
+fn start(mut command: Command, arguments: &[OsString], stdio: ChildStdio) -> io::Result<Pid> {
     let stream = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
-    let mut command = Command::new(program);
     // The server has none of them any more; `delete` has.
     for variable in MANAGERS_OWN {
         command.env_remove(variable);

@@ -33,13 +33,37 @@ pub(crate) fn copy(path: &Path, recursive: bool) -> io::Result<MountTree> {
     let below = if recursive { libc::AT_RECURSIVE.cast_unsigned() } else { 0 };
     let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | below;
     // SAFETY: the path is a terminated string that outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    let fd = RawFd::try_from(check(fd)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.
-    Ok(MountTree(unsafe { OwnedFd::from_raw_fd(fd) }))
+    own(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) }).map(MountTree)
+}
+
+/// A read-only overlay over one or more directories, separated by colons.
+///
+/// # Errors
+/// As fsopen(2), fsconfig(2) and fsmount(2).
+pub(crate) fn overlay(lower: &CStr) -> io::Result<MountTree> {
+    const FSOPEN_CLOEXEC: libc::c_uint = 1;
+    const SET_STRING: libc::c_uint = 1;
+    const CMD_CREATE: libc::c_uint = 6;
+    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+    const ATTRIBUTES: libc::c_ulong = 1 | 2 | 4; // read-only, nosuid, nodev
+    // SAFETY: the name is a terminated string.
+    let context = own(unsafe { libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let fd = context.as_raw_fd();
+    // SAFETY: key and value are terminated strings.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, SET_STRING, c"lowerdir".as_ptr(), lower.as_ptr(), 0) })?;
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes neither key nor value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, CMD_CREATE, none, none, 0) })?;
+    // SAFETY: takes integers only.
+    own(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, ATTRIBUTES) }).map(MountTree)
 }
 
 impl MountTree {
+    /// Its root.
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Shows other owners from now on; with `recursive` in the mounts below too.
     ///
     /// # Errors
@@ -103,6 +127,13 @@ fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attribute
 
 fn check(value: libc::c_long) -> io::Result<libc::c_long> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// What a call that makes a descriptor has returned.
+fn own(value: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(check(value)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Makes a user namespace with these maps. A child makes it, since a process with threads cannot; it ends here.

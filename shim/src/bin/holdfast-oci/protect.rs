@@ -1,28 +1,26 @@
 //! Keeps the host's copy of this program out of reach of containers (CVE-2019-5736).
 //!
-//! A process that enters a container can be seen there as `/proc/PID/exe`, and whoever can open that for writing owns
-//! the host. So `create`, `run` and `exec` go on from another copy: the program itself seen through a read-only overlay
-//! that is mounted nowhere (nothing is copied, and there is no way to make it writable), or else a sealed memory file.
+//! `create`, `run` and `exec` go on from another copy: that of [`own_copy`], which a shim executes to begin with, or else a
+//! sealed memory file.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
 
+use holdfast_shim::oci::own_copy::{self, MARK};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, openat};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sendfile::sendfile;
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::fstat;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::fexecve;
 
 use crate::error::Failure;
-use crate::sys;
 
-/// Names the descriptor of the protected copy to the program that runs from it; verified, not trusted.
-const MARK: &str = "_HOLDFAST_OCI_EXE";
+const OWN: &str = "/proc/self/exe";
 
 /// Returns in a process that runs from a protected copy; executes one first if need be.
 ///
@@ -30,9 +28,11 @@ const MARK: &str = "_HOLDFAST_OCI_EXE";
 /// When neither kind of copy can be made or executed.
 pub(crate) fn ensure() -> Result<(), Failure> {
     if is_protected() {
+        // Executed by a descriptor, it is named after that until it says otherwise.
+        let _ = nix::sys::prctl::set_name(c"holdfast-oci");
         return Ok(());
     }
-    let own = File::open("/proc/self/exe").map_err(Failure::file("open", "/proc/self/exe"))?;
+    let own = File::open(OWN).map_err(Failure::file("open", OWN))?;
     let copy = match overlay(&own) {
         Ok(copy) => copy,
         Err(_) => memory(&own).map_err(Failure::sys("copy the own program into memory"))?,
@@ -40,46 +40,24 @@ pub(crate) fn ensure() -> Result<(), Failure> {
     Err(reexecute(&copy))
 }
 
-/// Whether the descriptor in the mark is this very program, and sealed or on a read-only file system.
+/// Whether a copy was meant to be executed, and this program is sealed or on a read-only file system.
 fn is_protected() -> bool {
-    let Some(fd) = std::env::var(MARK).ok().and_then(|text| text.parse::<i32>().ok()) else { return false };
-    let path = format!("/proc/self/fd/{fd}");
-    let (Ok(marked), Ok(own)) = (std::fs::metadata(&path), std::fs::metadata("/proc/self/exe")) else { return false };
-    use std::os::unix::fs::MetadataExt;
-    if (marked.dev(), marked.ino()) != (own.dev(), own.ino()) {
+    if std::env::var_os(MARK).is_none() {
         return false;
     }
-    let Ok(file) = File::open(&path) else { return false };
+    let Ok(own) = File::open(OWN) else { return false };
     let sealed =
-        fcntl(file.as_fd(), FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & SealFlag::F_SEAL_WRITE.bits() != 0);
-    let read_only =
-        nix::sys::statvfs::fstatvfs(&file).is_ok_and(|fs| fs.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
-    if sealed || read_only {
-        // The kernel holds the copy from now on; the number is free for what a caller may want to preserve.
-        return nix::unistd::close(fd).is_ok();
-    }
-    false
+        fcntl(own.as_fd(), FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & SealFlag::F_SEAL_WRITE.bits() != 0);
+    sealed || fstatvfs(&own).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY))
 }
 
-/// The program through an overlay of its directory. Two layers, since an overlay without an upper one needs them; the
-/// second adds nothing.
-fn overlay(own: &File) -> Result<OwnedFd, Errno> {
-    let path = std::fs::read_link("/proc/self/exe").map_err(|_| Errno::ENOENT)?;
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::ENOENT) };
-    // These mean something to the overlay's option parser.
-    if dir.as_os_str().as_bytes().iter().any(|byte| b":,\\".contains(byte)) {
-        return Err(Errno::EINVAL);
-    }
-    let mut lower = dir.as_os_str().as_bytes().to_vec();
-    lower.extend_from_slice(b":/sys");
-    let lower = CString::new(lower).map_err(|_| Errno::EINVAL)?;
-    let mount = sys::detached_overlay(&lower)?;
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let copy = openat(mount.as_fd(), Path::new(name), flags, Mode::empty())?;
+/// The program through an overlay of its directory.
+fn overlay(own: &File) -> io::Result<OwnedFd> {
+    let copy = own_copy::make(&std::fs::read_link(OWN)?)?;
     // The path may name another file than the one that runs, after an upgrade.
     let (seen, real) = (fstat(&copy)?, fstat(own)?);
     if seen.st_ino != real.st_ino || seen.st_size != real.st_size {
-        return Err(Errno::ESTALE);
+        return Err(Errno::ESTALE.into());
     }
     Ok(copy)
 }
@@ -104,20 +82,13 @@ fn memory(own: &File) -> Result<OwnedFd, Errno> {
 
 /// Executes the copy with our arguments and environment; returns only on failure.
 fn reexecute(copy: &OwnedFd) -> Failure {
-    let failed = |source: io::Error| Failure::File {
-        what: "execute the protected copy of",
-        path: "/proc/self/exe".into(),
-        source,
-    };
-    if let Err(errno) = sys::keep_across_exec(copy) {
-        return failed(errno.into());
-    }
+    let failed = |source: io::Error| Failure::File { what: "execute the protected copy of", path: OWN.into(), source };
     let args: Result<Vec<CString>, _> = std::env::args_os().map(|arg| CString::new(arg.into_vec())).collect();
     let mut env: Vec<CString> = std::env::vars_os()
         .filter(|(name, _)| name != MARK)
         .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
         .collect();
-    let (Ok(args), Ok(mark)) = (args, CString::new(format!("{MARK}={}", copy.as_raw_fd()))) else {
+    let (Ok(args), Ok(mark)) = (args, CString::new(format!("{MARK}=1"))) else {
         return failed(io::ErrorKind::InvalidInput.into());
     };
     env.push(mark);

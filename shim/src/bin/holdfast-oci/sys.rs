@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -336,32 +336,6 @@ pub(crate) fn move_mount_onto(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> 
     check(value).map(drop)
 }
 
-/// A read-only overlay file system over one or more directories, not mounted anywhere.
-///
-/// # Errors
-/// As `fsopen(2)`, `fsconfig(2)` and `fsmount(2)`.
-pub(crate) fn detached_overlay(lower: &CStr) -> Result<OwnedFd, Errno> {
-    const SET_STRING: libc::c_uint = 1;
-    const CMD_CREATE: libc::c_uint = 6;
-    const FSOPEN_CLOEXEC: libc::c_uint = 1;
-    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
-    const ATTRIBUTES: libc::c_ulong = 1 | 2 | 4; // read-only, nosuid, nodev
-    // SAFETY: the name is a terminated string.
-    let value = unsafe { libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), FSOPEN_CLOEXEC) };
-    let context = check(value).map(own)?;
-    let fd = context.as_raw_fd();
-    // SAFETY: key and value are terminated strings.
-    let value = unsafe { libc::syscall(libc::SYS_fsconfig, fd, SET_STRING, c"lowerdir".as_ptr(), lower.as_ptr(), 0) };
-    check(value)?;
-    let none = std::ptr::null::<libc::c_char>();
-    // SAFETY: this command takes neither key nor value.
-    let value = unsafe { libc::syscall(libc::SYS_fsconfig, fd, CMD_CREATE, none, none, 0) };
-    check(value)?;
-    // SAFETY: takes integers only.
-    let value = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, ATTRIBUTES) };
-    check(value).map(own)
-}
-
 /// `bpf(2)` with one of the attribute structures of `devices`.
 ///
 /// # Errors
@@ -379,15 +353,6 @@ pub(crate) trait BpfAttr {}
 /// Takes over a descriptor returned by `bpf(2)`.
 pub(crate) fn bpf_fd(value: libc::c_long) -> OwnedFd {
     own(value)
-}
-
-/// Keeps a descriptor open across `execve(2)`.
-///
-/// # Errors
-/// As `fcntl(2)`.
-pub(crate) fn keep_across_exec(fd: &impl AsFd) -> Result<(), Errno> {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-    fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).map(drop)
 }
 
 /// Closes on exec every descriptor from this one on, so that none of the caller's reaches a container.

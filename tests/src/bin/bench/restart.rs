@@ -12,6 +12,7 @@ use holdfast_tests::several::several_at_a_time;
 
 use crate::Bench;
 use crate::report::Of;
+use crate::subjects::in_turn;
 use crate::table::milliseconds;
 
 pub(crate) fn ms<'a>(part: &'a str, name: &'a str) -> Of<'a> {
@@ -65,25 +66,34 @@ pub(crate) fn restart_supervisor(bench: &mut Bench, host: &mut Holdfastd, count:
     restored
 }
 
-/// containerd, killed and started with containers of ours, and of its own shim.
+/// containerd, killed and started with containers of ours, and another one with as many of its own shim, in turn.
 pub(crate) fn containerd(bench: &mut Bench) {
-    let count = bench.pick(10, 50);
+    let stock = ("stock shim", "io.containerd.runc.v2", programs::peer("runc"));
+    let subjects = [("holdfast", "io.containerd.holdfast.v2", None), stock];
     for version in [Version::V1_6, Version::V2_1] {
-        let stock = ("stock shim", "io.containerd.runc.v2", programs::peer("runc"));
-        for (subject, runtime, oci) in [("holdfast", "io.containerd.holdfast.v2", None), stock] {
-            bench.progress(&format!("containerd {} with {count} of {subject}", version.name()));
-            let scene = Scene::new();
-            let containerd = Containerd::start(&scene, version);
-            let client = Client::new(&containerd, runtime, oci.as_deref());
-            let ids: Vec<String> = (0..count).map(|n| client.run(n, &["/bin/sleep", "100000"])).collect();
-            for _ in 0..bench.rounds(2, 5) {
-                containerd.kill();
-                let begin = Instant::now();
-                containerd.resume();
-                let name = format!("containerd {} listens again, {count} containers", version.name());
-                bench.report.add(&ms("restart of containerd", &name), subject, milliseconds(begin.elapsed()));
-                assert_eq!(containerd.tasks().len(), count, "all must be found");
+        let scenes = subjects.each_ref().map(|_| Scene::new());
+        let daemons = scenes.each_ref().map(|scene| Containerd::start(scene, version));
+        let sides: Vec<_> = subjects.iter().zip(&daemons).collect();
+        let mut ids = subjects.each_ref().map(|_| Vec::new());
+        for &count in bench.pick(&[10][..], &[50, 200]) {
+            bench.progress(&format!("containerd {} with {count} of each", version.name()));
+            for (((_, runtime, oci), containerd), ids) in sides.iter().zip(&mut ids) {
+                let client = Client::new(containerd, runtime, oci.as_deref());
+                ids.extend((ids.len()..count).map(|n| client.run(n, &["/bin/sleep", "100000"])));
             }
+            for round in 0..bench.rounds(2, 5) {
+                for ((subject, _, _), containerd) in in_turn(&sides, round) {
+                    containerd.kill();
+                    let begin = Instant::now();
+                    containerd.resume();
+                    let name = format!("containerd {} listens again, {count} containers", version.name());
+                    bench.report.add(&ms("restart of containerd", &name), subject, milliseconds(begin.elapsed()));
+                    assert_eq!(containerd.tasks().len(), count, "all must be found");
+                }
+            }
+        }
+        for (((_, runtime, oci), containerd), ids) in sides.iter().zip(ids) {
+            let client = Client::new(containerd, runtime, oci.as_deref());
             for id in ids {
                 client.kill(&id);
                 client.remove(&id);

@@ -1,0 +1,84 @@
+//! The embedded OCI runtime's program, out of reach of containers (CVE-2019-5736).
+//!
+//! A process that enters a container can be seen there as `/proc/PID/exe`, and whoever can open that for writing owns the
+//! host. So the runtime enters containers from a copy: the program seen through a read-only overlay that is mounted nowhere.
+//! Nothing is copied, and there is no way to make it writable. The shim executes the copy at once; a runtime that was started
+//! otherwise makes one and executes itself again, which on some machines takes as long as all else that it does.
+
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+
+use crate::sys::mount_tree;
+
+/// In the environment of a program that was executed from a copy. It is a hint: the program looks for itself.
+pub const MARK: &str = "_HOLDFAST_OCI_COPY";
+
+thread_local! {
+    /// The last one that was made.
+    static LATEST: RefCell<Option<Copy>> = const { RefCell::new(None) };
+}
+
+struct Copy {
+    program: PathBuf,
+    /// Which file the program was then: device, inode, size.
+    file: (u64, u64, u64),
+    fd: Rc<OwnedFd>,
+}
+
+/// A descriptor (`O_PATH`, close-on-exec) of `program`, an absolute path, as seen through an overlay of its directory.
+///
+/// # Errors
+/// As the calls in fsopen(2) and openat(2): `EPERM` without the right to mount, `ENODEV` from a kernel that has no overlays;
+/// `EINVAL` for a directory whose name means something to them.
+pub fn make(program: &Path) -> io::Result<OwnedFd> {
+    let (Some(dir), Some(name)) = (program.parent(), program.file_name()) else { return Err(Errno::ENOENT.into()) };
+    if dir.as_os_str().as_bytes().iter().any(|byte| b":,\\".contains(byte)) {
+        return Err(Errno::EINVAL.into());
+    }
+    // An overlay without an upper layer needs two lower ones; the second adds nothing.
+    let lower = CString::new([dir.as_os_str().as_bytes(), b":/sys"].concat())?;
+    let overlay = mount_tree::overlay(&lower)?;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(overlay.root(), Path::new(name), flags, Mode::empty())?)
+}
+
+/// A copy of `program` as it is now, made if there is none yet; none if there can be none: then it looks after itself.
+pub(crate) fn of(program: &Path) -> Option<Rc<OwnedFd>> {
+    let now = fs::metadata(program).ok()?;
+    let file = (now.dev(), now.ino(), now.size());
+    LATEST.with_borrow_mut(|latest| {
+        if let Some(known) = latest.as_ref().filter(|known| known.program == program && known.file == file) {
+            return Some(known.fd.clone());
+        }
+        let fd = make(program).inspect_err(|e| tracing::debug!(error = %e, "no copy of the OCI runtime")).ok()?;
+        // It may have been replaced in between, or be a link.
+        let seen = fstat(&fd).ok()?;
+        if (seen.st_ino, u64::try_from(seen.st_size)) != (file.1, Ok(file.2)) {
+            return None;
+        }
+        let fd = Rc::new(fd);
+        *latest = Some(Copy { program: program.to_owned(), file, fd: fd.clone() });
+        Some(fd)
+    })
+}
+
+/// Lets the copy go; who needs one again makes it.
+pub(crate) fn give_back() {
+    LATEST.take();
+}
+
+/// Where a child that inherits `copy` finds it.
+pub(crate) fn path(copy: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", copy.as_raw_fd()).into()
+}
