@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use tokio::sync::Notify;
 
 use crate::api::Api;
@@ -13,11 +13,28 @@ use crate::client::{QUICK, ShimClient, now_unix_ns};
 use crate::output::Whom;
 use crate::registry::Refusal;
 
-/// A round begins this long after the last one, unless somebody looks.
-const ROUNDS: Duration = Duration::from_secs(10);
+/// How long after the last round the next begins, and how long for each shim at least: a shim that is asked, and the
+/// asking, take about a millisecond of a processor.
+#[derive(Clone, Copy)]
+struct Pause {
+    least: Duration,
+    each: Duration,
+}
+
+/// Unless somebody looks.
+const ROUNDS: Pause = Pause { least: Duration::from_secs(10), each: Duration::from_millis(20) };
 
 /// However often somebody looks, shims are left alone for this long; and no longer while one of them does not answer.
-const REST: Duration = Duration::from_secs(1);
+const REST: Pause = Pause { least: Duration::from_secs(1), each: Duration::from_millis(2) };
+
+impl Pause {
+    fn after(self, shims: usize) -> Duration {
+        self.least.max(self.each.saturating_mul(u32::try_from(shims).unwrap_or(u32::MAX)))
+    }
+}
+
+/// So many are asked at the same time.
+const AT_A_TIME: usize = 64;
 
 /// What is known of the shims. Cheap to clone; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -65,16 +82,19 @@ impl Health {
 /// Asks all shims, over and over. Never ends.
 pub async fn watch(api: Api) {
     let health = api.health().clone();
+    let mut count = 0;
     loop {
         // At first too: a restore that has just begun asks them all.
         if health.table().is_empty() {
-            let _ = tokio::time::timeout(ROUNDS, health.looked_at.notified()).await; // either will do
+            let _ = tokio::time::timeout(ROUNDS.after(count), health.looked_at.notified()).await; // either will do
         }
         if let Ok(shims) = shims(&api).await {
+            count = shims.len();
             health.retain(&shims);
-            join_all(shims.iter().map(async |shim| health.note(&shim.address, is_silent(&shim.address).await))).await;
+            let ask = async |shim: &Whom| health.note(&shim.address, is_silent(&shim.address).await);
+            stream::iter(&shims).for_each_concurrent(AT_A_TIME, ask).await;
         }
-        tokio::time::sleep(REST).await;
+        tokio::time::sleep(REST.after(count)).await;
     }
 }
 
@@ -104,6 +124,13 @@ mod tests {
         assert!(since.is_some() && health.silent_since("a") == since);
         health.note("a", false);
         assert_eq!(health.silent_since("a"), None);
+    }
+
+    #[test]
+    fn few_shims_are_asked_every_ten_seconds_and_many_never_more_than_fifty_in_a_second() {
+        let seconds = |pause: Pause, shims| pause.after(shims).as_secs();
+        assert_eq!((seconds(ROUNDS, 0), seconds(ROUNDS, 500), seconds(ROUNDS, 10_000)), (10, 10, 200));
+        assert_eq!((seconds(REST, 1), seconds(REST, 10_000)), (1, 20));
     }
 
     #[test]

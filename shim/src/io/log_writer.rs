@@ -28,8 +28,10 @@ use crate::owned_task::OwnedTask;
 const QUEUE_LIMIT: usize = 256 << 10;
 /// The mode of directories that are made for a plain file.
 const PLAIN_PARENTS: u32 = 0o755;
-/// How long the room of a batch is kept for the next one.
+/// How long the room of a batch is kept for the next one, and what part of it that one must have needed at least: else what
+/// a burst has needed would be kept for a line now and then.
 const ROOM_KEPT: Duration = Duration::from_millis(100);
+const ROOM_NEEDED: usize = 8;
 /// How long to wait between two attempts to write.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -167,6 +169,9 @@ impl LogWriter {
         let done = fill(&mut queue);
         if queue.len() > before {
             self.shared.work.notify_one();
+        } else if queue.is_empty() {
+            // Room was made for what did not come.
+            *queue = Vec::new();
         }
         done
     }
@@ -312,7 +317,11 @@ impl Shared {
         let mut queue = self.queue.borrow_mut();
         self.batch.set(queue.len());
         self.busy.set(true);
-        std::mem::swap(&mut lock(&self.job).batch, &mut queue);
+        let mut job = lock(&self.job);
+        std::mem::swap(&mut job.batch, &mut queue);
+        if queue.capacity() > ROOM_NEEDED * job.batch.len() {
+            *queue = Vec::new();
+        }
     }
 
     /// Nothing is enqueued and all is written: a log that rests needs no room.
@@ -534,6 +543,24 @@ mod tests {
             writer.go_on();
             drop::<mpsc::Sender<()>>(release);
             assert!(!stuck.join().unwrap(), "it was waited for");
+            std::fs::remove_file(path).unwrap();
+        });
+    }
+
+    #[test]
+    fn the_room_that_a_burst_needed_is_not_kept_for_lines_that_come_now_and_then() {
+        on_a_loop(async {
+            let path = path("chatty");
+            let writer = LogWriter::start(OpenLog::open(&LogTarget::Plain(path.clone())).unwrap(), Box::new(|| ()));
+            for size in [300 << 10, 300 << 10, 10, 10, 10] {
+                writer.enqueue(|queue| queue.resize(queue.len() + size, b'x'));
+                written(&writer).await;
+            }
+            let room = writer.shared.queue.borrow().capacity() + lock(&writer.shared.job).batch.capacity();
+            assert!(room < 1000, "{room}");
+            // Nor is what was made for bytes that did not come.
+            writer.enqueue(|queue| queue.reserve(64 << 10));
+            assert_eq!(writer.shared.queue.borrow().capacity(), 0);
             std::fs::remove_file(path).unwrap();
         });
     }

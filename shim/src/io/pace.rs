@@ -2,7 +2,7 @@
 //! but a few thousand times a second.
 //!
 //! ```text
-//!   watching ──(has waited often and never in vain)──> resting       looks, rests, looks, …
+//!   watching ──(often has work again at once, or much)──> resting       looks, rests, looks, …
 //!       ^                                              │
 //!       └──────────(a look was in vain)────────────────┘
 //! ```

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -21,7 +21,8 @@ use nix::sys::stat::{Mode, fstat};
 
 use crate::sys::mount_tree;
 
-/// In the environment of a program that was executed from a copy. It is a hint: the program looks for itself.
+/// In the environment of a program that was executed from a copy. The program looks for itself whether what it runs from can
+/// be written to; this says that it is not so by chance.
 pub const MARK: &str = "_HOLDFAST_OCI_COPY";
 
 thread_local! {
@@ -53,13 +54,17 @@ pub fn make(program: &Path) -> io::Result<OwnedFd> {
     Ok(openat(overlay.root(), Path::new(name), flags, Mode::empty())?)
 }
 
-/// A copy of `program` as it is now, made if there is none yet; none if there can be none: then it looks after itself.
+/// A copy of `program` as it is now, made if there is none yet; none if there can be none: then it looks after itself. None
+/// of a script either: its interpreter would have to open it by a descriptor that is closed by then.
 pub(crate) fn of(program: &Path) -> Option<Rc<OwnedFd>> {
     let now = fs::metadata(program).ok()?;
     let file = (now.dev(), now.ino(), now.size());
     LATEST.with_borrow_mut(|latest| {
         if let Some(known) = latest.as_ref().filter(|known| known.program == program && known.file == file) {
             return Some(known.fd.clone());
+        }
+        if !is_elf(program) {
+            return None;
         }
         let fd = make(program).inspect_err(|e| tracing::debug!(error = %e, "no copy of the OCI runtime")).ok()?;
         // It may have been replaced in between, or be a link.
@@ -73,6 +78,11 @@ pub(crate) fn of(program: &Path) -> Option<Rc<OwnedFd>> {
     })
 }
 
+fn is_elf(program: &Path) -> bool {
+    let mut magic = [0; 4];
+    fs::File::open(program).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+}
+
 /// Lets the copy go; who needs one again makes it.
 pub(crate) fn give_back() {
     LATEST.take();
@@ -81,4 +91,49 @@ pub(crate) fn give_back() {
 /// Where a child that inherits `copy` finds it.
 pub(crate) fn path(copy: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", copy.as_raw_fd()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::skip::skip;
+
+    /// What a descriptor is of, by its inode.
+    fn inode(fd: impl AsFd) -> u64 {
+        fstat(fd).unwrap().st_ino
+    }
+
+    #[test]
+    fn a_copy_is_of_the_program_as_it_is_now_and_of_no_script() {
+        if !nix::unistd::geteuid().is_root() {
+            return skip("needs root");
+        }
+        let dir = std::env::temp_dir().join(format!("holdfast-{}-own-copy", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let program = dir.join("program");
+        let replace = |content: &[u8]| {
+            let new = dir.join("new");
+            fs::write(&new, content).unwrap();
+            fs::rename(new, &program).unwrap();
+            fs::metadata(&program).unwrap().ino()
+        };
+        let first_inode = replace(b"\x7fELF one");
+        let first = of(&program).unwrap();
+        assert_eq!(inode(&first), first_inode);
+        assert!(Rc::ptr_eq(&first, &of(&program).unwrap()), "one is enough");
+        let refusal = fs::OpenOptions::new().write(true).open(path(&first)).unwrap_err();
+        assert_eq!(refusal.raw_os_error(), Some(libc::EROFS));
+
+        // An upgrade.
+        let second_inode = replace(b"\x7fELF two");
+        assert_eq!(inode(of(&program).unwrap()), second_inode);
+        assert_eq!(inode(&first), first_inode);
+        replace(b"#!/bin/sh");
+        assert!(of(&program).is_none());
+        give_back();
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -102,7 +102,10 @@ fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// As `execve(2)`: a program that is missing shows here.
 pub fn spawn(program: &Path, arguments: &[OsString], stdio: ChildStdio) -> io::Result<Pid> {
-    start(Command::new(program), arguments, stdio)
+    let mut command = Command::new(program);
+    // Not that of whoever started us.
+    command.env_remove(own_copy::MARK);
+    start(command, arguments, stdio)
 }
 
 /// As [`spawn`], but what is executed is a `copy` of the program, see [`own_copy`].

@@ -129,7 +129,7 @@ fn check(value: libc::c_long) -> io::Result<libc::c_long> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
-/// What a call that makes a descriptor has returned.
+/// What a call that makes a descriptor has returned; to be given nothing else.
 fn own(value: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(check(value)?).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.

@@ -65,7 +65,8 @@ pub fn unread(fd: impl AsFd) -> io::Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Reads up to `len` bytes behind what is in `buffer`. 0: the end.
+/// Reads up to `len` bytes behind what is in `buffer`, without writing zeros there first, as a slice for a safe read would
+/// need. 0: the end.
 ///
 /// # Errors
 /// As `read(2)`.

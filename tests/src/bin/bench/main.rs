@@ -6,14 +6,15 @@
 //! bench readme [BENCH.json]
 //! ```
 //!
-//! In every round each subject has its turn, in an order that rotates, so that a machine which gets slower or faster does
-//! so for all of them. What matters are the ratios. Root only. The short form takes less than three minutes.
+//! In every round each subject has its turn, in most parts in an order that rotates, so that a machine which gets slower or
+//! faster does so for all of them. What matters are the ratios. Root only. The short form takes less than three minutes.
 #![allow(clippy::unwrap_used)]
 
 mod clients;
 mod daemon;
 mod fairness;
 mod floor;
+mod goals;
 mod life;
 mod memory;
 mod oci;

@@ -62,15 +62,23 @@ fn rest_together(bench: &mut Bench, subject: &Subject, count: usize) {
     }
 }
 
+/// With our own OCI runtime, in the short form and in the full one. The first tenth is not counted.
+const EXECS: (u32, u32) = (1000, 10_000);
+
+/// How many execs the growth of ours is measured over.
+pub(crate) fn counted_execs(full: bool) -> f64 {
+    f64::from(if full { EXECS.1 } else { EXECS.0 }) * 0.9
+}
+
 /// How much a shim grows with execs.
 pub(crate) fn growth(bench: &mut Bench) {
     for subject in bench.settings.others.pairs() {
         // With our own OCI runtime an exec costs a fifth, so that there can be more.
         let is_fast = subject.is_ours() && subject.runtime.ends_with("holdfast-oci");
         let execs = match (bench.full(), is_fast) {
-            (true, true) => 10_000,
+            (true, true) => EXECS.1,
             (true, false) => 2000,
-            (false, true) => 1000,
+            (false, true) => EXECS.0,
             (false, false) => 100,
         };
         bench.progress(&format!("{execs} execs under {}", subject.name));

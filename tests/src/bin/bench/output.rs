@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use crate::Bench;
 use crate::report::Of;
-use crate::subjects::{in_turn, our_shim};
+use crate::subjects::in_turn;
 
 /// What is printed: bytes in one write, bytes in all. The smaller the writes, the longer the same takes.
 #[derive(Clone, Copy)]
@@ -103,7 +103,7 @@ pub(crate) fn run(bench: &mut Bench) {
             for round in 0..rounds {
                 bench.progress(&format!("{label}, {}, round {} of {rounds}", target.name(), round + 1));
                 for subject in in_turn(&subjects, round) {
-                    let Some(run) = flood_once(&subject.way, &runtime, flood, target) else { continue };
+                    let Some(run) = flood_once(subject, &runtime, flood, target) else { continue };
                     let to = target.name();
                     let speed = run.bytes as f64 / 1e6 / run.time.as_secs_f64();
                     let name = format!("{label}, {to}");
@@ -134,8 +134,8 @@ pub(crate) fn printer(scene: &Scene, write: usize, total: usize) -> Bundle {
     bundle
 }
 
-/// None if there is no such way.
-fn flood_once(way: &Way, runtime: &Path, flood: Flood, target: Target) -> Option<Run> {
+/// None if there is no such way. The shim's time includes that of Start.
+fn flood_once(subject: &Subject, runtime: &Path, flood: Flood, target: Target) -> Option<Run> {
     let scene = Scene::new();
     let total = match target {
         Target::Fifo | Target::File => flood.total,
@@ -143,7 +143,7 @@ fn flood_once(way: &Way, runtime: &Path, flood: Flood, target: Target) -> Option
         Target::Terminal | Target::Json => flood.total / 8,
     };
     let bundle = printer(&scene, flood.write, total);
-    let (run, expected) = match (way, target) {
+    let (run, expected) = match (&subject.way, target) {
         (Way::Shim(program), Target::Fifo) => {
             (through_a_shim(&scene, &bundle, &Stdio::output(&scene, "init"), program, runtime), total)
         }
@@ -154,11 +154,11 @@ fn flood_once(way: &Way, runtime: &Path, flood: Flood, target: Target) -> Option
             (run, total + total / flood.write)
         }
         (Way::Shim(program), Target::File) => (into_a_file(&scene, &bundle, "file", program, runtime), total),
-        (Way::Shim(program), Target::Json) if *program == our_shim() => {
+        (Way::Shim(program), Target::Json) if !subject.name.starts_with("stock") => {
             (into_a_file(&scene, &bundle, "json-file", program, runtime), total)
         }
         (Way::Loop | Way::Nothing, Target::Fifo) => {
-            let is_direct = matches!(way, Way::Nothing);
+            let is_direct = matches!(subject.way, Way::Nothing);
             (through_no_shim(&scene, &bundle, &Stdio::output(&scene, "init"), runtime, is_direct), total)
         }
         _ => return None,

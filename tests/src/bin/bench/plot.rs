@@ -4,7 +4,7 @@ use svg::Document;
 use svg::node::element::{Line, Rectangle, Text, Title};
 
 use crate::report::{Figure, Report};
-use crate::table::{number, quantity};
+use crate::table::{is_compared, number, quantity};
 
 const WIDTH: f64 = 960.0;
 const LABEL: f64 = 220.0;
@@ -19,7 +19,7 @@ const COLOURS: [&str; 5] = ["#1b6ca8", "#5aa9d6", "#a8d5ec", "#b0a99f", "#7d766c
 /// Draws those figures that have more than one subject.
 #[allow(clippy::cast_precision_loss)] // numbers of bars
 pub(crate) fn draw(report: &Report) -> String {
-    let figures: Vec<&Figure> = report.figures.iter().filter(|f| f.samples.len() > 1).collect();
+    let figures: Vec<&Figure> = report.figures.iter().filter(|f| f.samples.len() > 1 && is_compared(&f.part)).collect();
     let height = figures.iter().map(|f| GAP + BAR * f.samples.len() as f64 + 8.0).sum::<f64>() + GAP;
     let mut picture = Document::new()
         .set("viewBox", (0, 0, WIDTH, height))

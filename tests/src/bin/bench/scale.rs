@@ -25,12 +25,22 @@ const REST: Duration = Duration::from_secs(2);
 /// How long those at rest are looked at: the supervisor asks each how it is every ten seconds.
 const AT_REST: Duration = Duration::from_secs(20);
 
-/// Figures of one number of containers, of which each is expected to grow in proportion.
+/// How a figure goes on when there are more containers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Growth {
+    /// Along a line.
+    Line,
+    /// Not: from five hundred on the supervisor asks no more shims in a second.
+    Bounded,
+}
+
+/// A figure of one number of containers.
 #[derive(Clone, Copy)]
 struct Sum {
     what: &'static str,
     unit: &'static str,
     value: f64,
+    growth: Growth,
 }
 
 /// Measures.
@@ -52,12 +62,18 @@ pub(crate) fn run(bench: &mut Bench) {
         sums.push(Sum {
             what: "memory of the machine in all",
             unit: "MiB",
-            value: kib(used.memory - before.memory) / 1024.0,
+            value: (kib(used.memory) - kib(before.memory)) / 1024.0,
+            growth: Growth::Line,
         });
         let restored: Vec<f64> =
             (0..bench.rounds(2, 5)).map(|_| milliseconds(restart_supervisor(bench, &mut host, count))).collect();
         let mean = restored.iter().sum::<f64>() / kib(restored.len() as u64);
-        sums.push(Sum { what: "restart of holdfastd: all attached again", unit: "ms", value: mean });
+        sums.push(Sum {
+            what: "restart of holdfastd: all attached again",
+            unit: "ms",
+            value: mean,
+            growth: Growth::Line,
+        });
         series.push((count, sums));
     }
     let used = Usage::now(&host);
@@ -85,8 +101,8 @@ fn at_rest(bench: &mut Bench, host: &Holdfastd, shims: &[u32]) -> Vec<Sum> {
     }
     let daemon = memory(host.daemon_pid()).expect("it lives");
     let mut sums = vec![
-        Sum { what: "PSS of all shims", unit: "MiB", value: kib(all) / 1024.0 },
-        Sum { what: "RSS of holdfastd", unit: "MiB", value: kib(daemon.rss) / 1024.0 },
+        Sum { what: "PSS of all shims", unit: "MiB", value: kib(all) / 1024.0, growth: Growth::Line },
+        Sum { what: "RSS of holdfastd", unit: "MiB", value: kib(daemon.rss) / 1024.0, growth: Growth::Line },
     ];
     if bench.full() {
         let spent = || shims.iter().map(|pid| cpu_time(*pid)).sum::<Duration>();
@@ -97,10 +113,11 @@ fn at_rest(bench: &mut Bench, host: &Holdfastd, shims: &[u32]) -> Vec<Sum> {
             ("processor time at rest, all shims, of one second", by_shims),
             ("processor time at rest, holdfastd, of one second", by_daemon),
         ] {
-            sums.push(Sum { what, unit: "ms", value: milliseconds(time) / AT_REST.as_secs_f64() });
+            let value = milliseconds(time) / AT_REST.as_secs_f64();
+            sums.push(Sum { what, unit: "ms", value, growth: Growth::Bounded });
         }
     }
-    for Sum { what, unit, value } in &sums {
+    for Sum { what, unit, value, .. } in &sums {
         let name = format!("{what}, {count} containers");
         bench.report.add(&Of { part: PART, name: &name, unit, more_is_better: false }, "holdfast", *value);
     }
@@ -143,16 +160,23 @@ fn pids(host: &Holdfastd, which: &str) -> Vec<u32> {
     pids
 }
 
-/// The straight line through what was measured, at ten thousand.
+/// The straight line through what was measured, at ten thousand; of what is bounded the most that was measured.
 #[allow(clippy::cast_precision_loss)] // hundreds
 fn project(bench: &mut Bench, series: &[(usize, Vec<Sum>)]) {
     let Some((_, first)) = series.first() else { return };
-    for Sum { what, unit, .. } in first {
+    for Sum { what, unit, growth, .. } in first {
         let points = series
             .iter()
             .filter_map(|(count, sums)| Some((*count as f64, sums.iter().find(|sum| sum.what == *what)?.value)));
-        let (slope, start) = line(&points.collect::<Vec<_>>());
+        let points: Vec<_> = points.collect();
         let of = Of { part: "projection", name: what, unit, more_is_better: false };
+        if *growth == Growth::Bounded {
+            let most = points.iter().map(|point| point.1).fold(0.0, f64::max);
+            bench.report.add(&of, "1000 more", 0.0);
+            bench.report.add(&of, "10,000 containers", most);
+            continue;
+        }
+        let (slope, start) = line(&points);
         bench.report.add(&of, "1000 more", slope * 1000.0);
         bench.report.add(&of, "10,000 containers", slope * MANY + start);
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use comfy_table::{CellAlignment, Table};
 
+use crate::goals;
 use crate::report::{Figure, Report, Samples, Summary};
 
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
@@ -45,18 +46,24 @@ fn cell(samples: Option<&Samples>, reference: Option<&Samples>, spread: bool) ->
 /// Parts whose columns are not the same of several subjects.
 const NOT_COMPARED: [&str; 2] = ["projection", "limits"];
 
-/// One table for each part. The ratios are those to the last column.
+/// Whether a figure's columns are several subjects, and more of it or less is better.
+pub(crate) fn is_compared(part: &str) -> bool {
+    !NOT_COMPARED.contains(&part)
+}
+
+/// The goals, and one table for each part. The ratios are those to the last column.
 pub(crate) fn tables(report: &Report, markdown: bool) -> String {
-    let mut text = String::new();
+    let preset = if markdown { ASCII_MARKDOWN } else { NOTHING };
+    let mut text = goals::table(report, preset);
     for part in distinct(report.figures.iter().map(|f| f.part.as_str())) {
         let figures: Vec<&Figure> = report.figures.iter().filter(|f| f.part == part).collect();
         let subjects = distinct(figures.iter().flat_map(|f| &f.samples).map(|s| s.subject.as_str()));
         let mut table = Table::new();
-        table.load_preset(if markdown { ASCII_MARKDOWN } else { NOTHING });
+        table.load_preset(preset);
         table.set_header([part].into_iter().chain(subjects.iter().copied()));
         for figure in figures {
             let of = |subject: &str| figure.samples.iter().find(|s| s.subject == subject);
-            let reference = subjects.last().filter(|_| !NOT_COMPARED.contains(&part)).and_then(|s| of(s));
+            let reference = subjects.last().filter(|_| is_compared(part)).and_then(|s| of(s));
             let cells = subjects.iter().map(|subject| cell(of(subject), reference, !markdown));
             table.add_row([quantity(figure)].into_iter().chain(cells));
         }
@@ -94,7 +101,7 @@ pub(crate) fn comparison(old: &Report, new: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING);
     table.set_header(["", "", "before", "now", "now / before", ""]);
-    for figure in &new.figures {
+    for figure in new.figures.iter().filter(|figure| is_compared(&figure.part)) {
         let Some(before) = old.figures.iter().find(|f| f.part == figure.part && f.name == figure.name) else {
             continue;
         };
