@@ -330,6 +330,8 @@ fn handle_frame(shim: &Rc<Shim>, id: u64, header: MessageHeader, payload: Result
     };
     // A defect must not leave its client waiting for ever.
     let handled = catch_unwind(AssertUnwindSafe(|| {
+        // What has ended before the question must not be said to run, though the signal may be looked at after it.
+        shim.reap();
         match wire::decode_request(&request.service, &request.method, &request.payload) {
             Ok(decoded) => {
                 let is_last = matches!(decoded, Decoded::Sandbox { verb: SandboxVerb::Shutdown, .. });

@@ -497,3 +497,24 @@ fn a_wait_is_answered_by_its_own_deadline_and_the_process_runs_on() {
     assert!(process::is_alive(state.pid));
     shim.discard();
 }
+
+#[test]
+fn what_had_ended_before_the_question_is_never_said_to_run() {
+    let world = FakeWorld::new();
+    for n in 0..10 {
+        let bundle = world.sleeper();
+        let mut shim = world.start(&bundle);
+        let init = shim.run(&Stdio::none());
+        let mut connection = shim.connect_again();
+        // Both are there when the shim looks.
+        let stopped = Stopped::new(shim.process().pid());
+        process::kill_hard(init);
+        process::until_gone(init);
+        let question = StateRequest { id: bundle.id().to_owned(), ..Default::default() };
+        let stream = connection.begin(TASK, "State", &question);
+        drop(stopped);
+        let state: StateResponse = connection.finish(stream).unwrap();
+        assert_eq!(state.status.enum_value(), Ok(Status::STOPPED), "question {n}");
+        shim.discard();
+    }
+}

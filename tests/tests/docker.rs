@@ -14,7 +14,7 @@ use holdfast_tests::numbered::{FOUR_MB, assert_all};
 use holdfast_tests::process::{self, ChildProcess, run, run_with_input};
 use holdfast_tests::programs::DockerVersion;
 use holdfast_tests::skip::{criu_refusal, skip};
-use holdfast_tests::{Window, docker_matrix, eventually};
+use holdfast_tests::{Window, docker_matrix, eventually, until};
 use serde_json::{Value, json};
 
 docker_matrix!(
@@ -313,13 +313,14 @@ fn restart_policies_are_followed(docker: &Docker<'_>) {
     docker.run_detached_with_end("succeeding", &["--restart", "on-failure:2"], "echo run; exit 0");
     let doors = docker.doors();
     // Its first life ends at the gate.
-    let script = format!("[ ! -e /doors/end ] || {SLEEPER}; {}", doors.wait_at("end"));
+    let script = format!("[ ! -e /doors/end ] || {SLEEPER}; echo looked; {}", doors.wait_at("end"));
     let pid = docker.run_detached("always", &["--restart", "always", "--volume", &doors.volume()], &script);
     let count = |name: &str| docker.inspect(name, ".RestartCount");
     eventually("a failing one should be tried again, twice", || {
         let seen = (count("failing"), docker.inspect("failing", ".State.Status"), docker.logs("failing").0);
         if seen == (json!(2), json!("exited"), "run\n".repeat(3)) { Ok(()) } else { Err(seen) }
     });
+    until("it has looked", || (docker.logs("always").0 == "looked\n").then_some(()));
     doors.open("end");
     eventually("it should run again", || match docker.container_pid("always") {
         now if now != 0 && now != pid => Ok(()),

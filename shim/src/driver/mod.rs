@@ -204,7 +204,7 @@ impl Shim {
         self.ended.notified().await;
     }
 
-    /// Collects all dead children; to be called at start and on every SIGCHLD.
+    /// Collects all dead children; to be called at start, on every SIGCHLD, and before a request is looked at.
     pub fn reap(&self) {
         while let Some(dead) = reaper::next_dead() {
             let pid = dead.pid;
