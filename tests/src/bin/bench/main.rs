@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! bench run [--full] [--only PART]… [--matching TEXT] [--shim NAME=PROGRAM]… [--runtime NAME=PROGRAM]… [--rounds N] [--out DIR]
+//!           [--keep]
 //! bench compare OLD.json [NEW.json]
 //! bench readme [BENCH.json]
 //! ```
@@ -89,6 +90,9 @@ struct Settings {
     /// Where the results go.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
+    /// Keep what the last run has left there and this one does not measure, if it was of the same form on the same machine.
+    #[arg(long)]
+    keep: bool,
 }
 
 type Part = fn(&mut Bench);
@@ -192,7 +196,10 @@ fn run(settings: Settings) -> Result<(), String> {
     let Bench { settings, mut report } = bench;
     let (stolen, all) = stolen().zip(before).map_or((0, 0), |(now, then)| (now.0 - then.0, now.1 - then.1));
     if all > 0 {
-        report.machine.push(format!("{:.1} % of its time stolen by its host", kib(stolen) * 100.0 / kib(all)));
+        report.stolen = Some(kib(stolen) * 100.0 / kib(all));
+    }
+    if settings.keep {
+        report = report.instead_of(Report::read(&settings.out.join("bench.json"))?)?;
     }
     println!("{}\n\n{}", table::heading(&report), table::tables(&report, false));
     let write = |name: &str, text: String| readme::save(&settings.out.join(name), &text);

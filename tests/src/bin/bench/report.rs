@@ -14,6 +14,12 @@ pub(crate) struct Report {
     pub(crate) full: bool,
     /// What it ran on, and the versions of what was compared.
     pub(crate) machine: Vec<String>,
+    /// How much of the time a virtual machine's processors were kept from it, in percent.
+    #[serde(default)]
+    pub(crate) stolen: Option<f64>,
+    /// When the figures were measured that an earlier run has left, if there are any.
+    #[serde(default)]
+    pub(crate) kept_from: Vec<String>,
     /// In the order in which they were measured.
     pub(crate) figures: Vec<Figure>,
 }
@@ -86,6 +92,29 @@ impl Report {
             Some(samples) => samples.values.push(value),
             None => samples.push(Samples { subject: subject.into(), values: vec![value] }),
         }
+    }
+
+    /// The older report with what this one has measured in its place.
+    ///
+    /// # Errors
+    /// If they cannot stand beside each other.
+    pub(crate) fn instead_of(mut self, older: Self) -> Result<Self, String> {
+        if (&self.machine, self.full) != (&older.machine, older.full) {
+            return Err("the last run was of another machine, of other versions or of the other form".into());
+        }
+        let mut figures = older.figures;
+        for new in self.figures {
+            match figures.iter_mut().find(|old| old.part == new.part && old.name == new.name) {
+                Some(old) => *old = new,
+                None => figures.push(new),
+            }
+        }
+        self.stolen = [self.stolen, older.stolen].into_iter().flatten().reduce(f64::max);
+        self.kept_from = older.kept_from;
+        if older.date != self.date && !self.kept_from.contains(&older.date) {
+            self.kept_from.push(older.date);
+        }
+        Ok(Self { figures, ..self })
     }
 
     /// # Errors

@@ -22,8 +22,8 @@ const PART: &str = "scale";
 const MANY: f64 = 10_000.0;
 /// Shims that have just worked give memory back.
 const REST: Duration = Duration::from_secs(2);
-/// How long those at rest are looked at: the supervisor asks each how it is every ten seconds.
-const AT_REST: Duration = Duration::from_secs(20);
+/// How long those at rest are looked at: the supervisor asks each how it is every eleven seconds.
+const AT_REST: Duration = Duration::from_secs(33);
 
 /// How a figure goes on when there are more containers.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -93,7 +93,17 @@ pub(crate) fn markdown(report: &Report) -> String {
 /// The date, the machine, and what was compared.
 pub(crate) fn heading(report: &Report) -> String {
     let mode = if report.full { "all of it" } else { "the short form" };
-    format!("{}; {}; {mode}. Medians, and × the ratio to the last column.", report.date, report.machine.join("; "))
+    let kept = match report.kept_from.as_slice() {
+        [] => String::new(),
+        dates => format!(" (some of it {})", dates.join(", ")),
+    };
+    let stolen =
+        report.stolen.map_or(String::new(), |stolen| format!("; at most {stolen:.1} % of its time stolen by its host"));
+    format!(
+        "{}{kept}; {}{stolen}; {mode}. Medians, and × the ratio to the last column.",
+        report.date,
+        report.machine.join("; ")
+    )
 }
 
 /// What changed, figure by figure and subject by subject. Marked is what the spread of both does not explain.
@@ -151,6 +161,22 @@ mod tests {
         assert!(text.contains("2.50 (1.75 to 3.50) × 0.25"), "{text}");
         assert!(text.contains("Create, ms"), "{text}");
         assert!(text.contains("10.0"), "{text}");
+    }
+
+    #[test]
+    fn what_is_measured_again_stands_in_the_place_of_the_older_and_the_rest_is_kept() {
+        let of = |name| Of { part: "a life", name, unit: "ms", more_is_better: false };
+        let mut older = report([1.0; 4], false);
+        older.date = "yesterday".into();
+        older.add(&of("Start"), "ours", 7.0);
+        let mut newer = report([2.0; 4], false);
+        newer.date = "today".into();
+        let both = newer.instead_of(older).unwrap();
+        let medians = both.figures.iter().map(|figure| figure.samples[0].summary().unwrap().median);
+        assert_eq!(medians.collect::<Vec<_>>(), [2.0, 7.0]);
+        assert!(heading(&both).starts_with("today (some of it yesterday)"), "{}", heading(&both));
+        let elsewhere = Report { machine: vec!["another".into()], ..Report::default() };
+        assert!(elsewhere.instead_of(both).is_err());
     }
 
     #[test]
