@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -37,12 +37,13 @@ struct Copy {
     fd: Rc<OwnedFd>,
 }
 
-/// A descriptor (`O_PATH`, close-on-exec) of `program`, an absolute path, as seen through an overlay of its directory.
+/// A descriptor (`O_PATH`, close-on-exec) of `program`, an absolute path, as seen through an overlay of its directory, if that
+/// is the `expected` file.
 ///
 /// # Errors
 /// As the calls in fsopen(2) and openat(2): `EPERM` without the right to mount, `ENODEV` from a kernel that has no overlays;
-/// `EINVAL` for a directory whose name means something to them.
-pub fn make(program: &Path) -> io::Result<OwnedFd> {
+/// `EINVAL` for a directory whose name means something to them; `ESTALE` for another file, as after an upgrade, or a link.
+pub fn make(program: &Path, expected: &Metadata) -> io::Result<OwnedFd> {
     let (Some(dir), Some(name)) = (program.parent(), program.file_name()) else { return Err(Errno::ENOENT.into()) };
     if dir.as_os_str().as_bytes().iter().any(|byte| b":,\\".contains(byte)) {
         return Err(Errno::EINVAL.into());
@@ -51,7 +52,13 @@ pub fn make(program: &Path) -> io::Result<OwnedFd> {
     let lower = CString::new([dir.as_os_str().as_bytes(), b":/sys"].concat())?;
     let overlay = mount_tree::overlay(&lower)?;
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(openat(overlay.root(), Path::new(name), flags, Mode::empty())?)
+    let copy = openat(overlay.root(), Path::new(name), flags, Mode::empty())?;
+    let seen = fstat(&copy)?;
+    // An overlay has a device of its own.
+    if (seen.st_ino, u64::try_from(seen.st_size)) != (expected.ino(), Ok(expected.size())) {
+        return Err(Errno::ESTALE.into());
+    }
+    Ok(copy)
 }
 
 /// A copy of `program` as it is now, made if there is none yet; none if there can be none: then it looks after itself. None
@@ -66,12 +73,7 @@ pub(crate) fn of(program: &Path) -> Option<Rc<OwnedFd>> {
         if !is_elf(program) {
             return None;
         }
-        let fd = make(program).inspect_err(|e| tracing::debug!(error = %e, "no copy of the OCI runtime")).ok()?;
-        // It may have been replaced in between, or be a link.
-        let seen = fstat(&fd).ok()?;
-        if (seen.st_ino, u64::try_from(seen.st_size)) != (file.1, Ok(file.2)) {
-            return None;
-        }
+        let fd = make(program, &now).inspect_err(|e| tracing::debug!(error = %e, "no copy of the OCI runtime")).ok()?;
         let fd = Rc::new(fd);
         *latest = Some(Copy { program: program.to_owned(), file, fd: fd.clone() });
         Some(fd)

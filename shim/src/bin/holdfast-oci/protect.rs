@@ -33,7 +33,9 @@ pub(crate) fn ensure() -> Result<(), Failure> {
         return Ok(());
     }
     let own = File::open(OWN).map_err(Failure::file("open", OWN))?;
-    let copy = match overlay(&own) {
+    // The path may name another file than the one that runs, after an upgrade.
+    let overlay = || own_copy::make(&std::fs::read_link(OWN)?, &own.metadata()?);
+    let copy = match overlay() {
         Ok(copy) => copy,
         Err(_) => memory(&own).map_err(Failure::sys("copy the own program into memory"))?,
     };
@@ -49,17 +51,6 @@ fn is_protected() -> bool {
     let sealed =
         fcntl(own.as_fd(), FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & SealFlag::F_SEAL_WRITE.bits() != 0);
     sealed || fstatvfs(&own).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY))
-}
-
-/// The program through an overlay of its directory.
-fn overlay(own: &File) -> io::Result<OwnedFd> {
-    let copy = own_copy::make(&std::fs::read_link(OWN)?)?;
-    // The path may name another file than the one that runs, after an upgrade.
-    let (seen, real) = (fstat(&copy)?, fstat(own)?);
-    if seen.st_ino != real.st_ino || seen.st_size != real.st_size {
-        return Err(Errno::ESTALE.into());
-    }
-    Ok(copy)
 }
 
 /// The program in a memory file that nobody can change any more.

@@ -3,12 +3,15 @@
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use holdfast_tests::programs;
 
 use crate::Bench;
 use crate::report::Of;
+use crate::subjects::our_shim;
+use crate::table::milliseconds;
 
 const PART: &str = "this machine";
 
@@ -22,14 +25,14 @@ pub(crate) fn run(bench: &mut Bench) {
                 programs::test_program("printer"),
                 &["1", "0"][..],
             ),
-            ("our shim, asked for its version", crate::subjects::our_shim(), &["-v"]),
+            ("our shim, asked for its version", our_shim(), &["-v"]),
         ] {
             let begin = Instant::now();
             let status = Command::new(&program).args(args).stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
             let time = begin.elapsed();
             assert!(status.success(), "{}: {status}", program.display());
             let of = Of { part: PART, name, unit: "ms", more_is_better: false };
-            bench.report.add(&of, "time", crate::table::milliseconds(time));
+            bench.report.add(&of, "time", milliseconds(time));
         }
     }
     echo(bench, rounds);
@@ -41,7 +44,7 @@ fn echo(bench: &mut Bench, rounds: usize) {
     let mut other = Command::new(cat).arg("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut to, mut from) = (other.stdin.take().unwrap(), other.stdout.take().unwrap());
     for _ in 0..rounds {
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
         let begin = Instant::now();
         to.write_all(b"x").unwrap();
         from.read_exact(&mut [0]).unwrap();

@@ -144,8 +144,7 @@ fn storm(bench: &mut Bench, host: &Holdfastd, count: usize) {
 }
 
 fn containers(host: &Holdfastd) -> Vec<Value> {
-    let list: Value = serde_json::from_str(&host.holdfast(&["--json", "ps", "-a"]).ok()).expect("JSON");
-    list.as_array().or_else(|| list["containers"].as_array()).expect("a list").clone()
+    serde_json::from_str(&host.holdfast(&["--json", "ps", "-a"]).ok()).expect("a list in JSON")
 }
 
 /// A pid of each container.
@@ -211,11 +210,6 @@ struct Usage {
 
 impl Usage {
     fn now(host: &Holdfastd) -> Self {
-        let meminfo = fs::read_to_string("/proc/meminfo").expect("proc is mounted");
-        let memory = |field: &str| {
-            let line = meminfo.lines().find_map(|line| line.strip_prefix(field)).expect("there is such a line");
-            line.trim_matches([':', ' ', 'k', 'B']).parse::<u64>().expect("a number")
-        };
         let numeric = fs::read_dir("/proc").expect("proc is mounted").flatten();
         let numeric = numeric.filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
         let inotify = pids(host, "shim_pid").into_iter().map(|pid| {
@@ -227,7 +221,7 @@ impl Usage {
         let memory_groups =
             groups.lines().find_map(|line| line.strip_prefix("memory")?.split_whitespace().nth(1)?.parse().ok());
         Self {
-            memory: memory("MemTotal") - memory("MemAvailable"),
+            memory: memory_in_all() - number_after("/proc/meminfo", "MemAvailable:"),
             processes: numeric.count() as u64,
             files: number_in("/proc/sys/fs/file-nr"),
             daemon_files: fs::read_dir(format!("/proc/{}/fd", host.daemon_pid())).map_or(0, Iterator::count) as u64,
@@ -250,9 +244,8 @@ fn limits(bench: &mut Bench, before: &Usage, used: &Usage, count: usize) {
     const LIMIT_NOFILE: u64 = 1 << 20;
     /// `MEM_CGROUP_ID_MAX` of the kernel.
     const MEMORY_GROUPS: u64 = 65_535;
-    let total = number_after("/proc/meminfo", "MemTotal:");
     for (name, limit, before, used) in [
-        ("memory, KiB", total, before.memory, used.memory),
+        ("memory, KiB", memory_in_all(), before.memory, used.memory),
         ("kernel.pid_max", number_in("/proc/sys/kernel/pid_max"), before.processes, used.processes),
         ("fs.file-max", number_in("/proc/sys/fs/file-max"), before.files, used.files),
         ("LimitNOFILE of holdfastd", LIMIT_NOFILE, before.daemon_files, used.daemon_files),
@@ -275,6 +268,12 @@ fn limits(bench: &mut Bench, before: &Usage, used: &Usage, count: usize) {
     }
 }
 
+/// KiB.
+fn memory_in_all() -> u64 {
+    number_after("/proc/meminfo", "MemTotal:")
+}
+
+/// The number behind a field's name.
 fn number_after(path: &str, field: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(field));
