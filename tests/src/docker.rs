@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::container::Oci;
 use crate::containerd::{Containerd, RUNTIME};
+use crate::eventually::{patience, within};
 use crate::image::{self, IMAGE};
 use crate::process::{ChildProcess, run};
 use crate::programs::DockerVersion;
@@ -379,10 +380,13 @@ impl<'a> Docker<'a> {
             self.docker(&[&["rm", "--force", "--volumes"], &ids[..]].concat());
             assert_eq!(self.all(), Vec::<String>::new(), "{}", self.log_tail());
         }
-        eventually("the shims should end", || {
+        let ended = within(patience(), || {
             let left: Vec<_> = self.shims().into_iter().map(process::describe).collect();
             if left.is_empty() { Ok(()) } else { Err(left) }
         });
+        if let Err(left) = ended {
+            panic!("the shims should end, left are {left:?}\n{}\n{}", self.containerd.log_tail(), self.log_tail());
+        }
         if !self.is_as_usual.get() {
             self.stop();
             self.configure(&json!({}));

@@ -17,6 +17,7 @@ use holdfast_tests::wire::{CallError, Code, Connection, Frame};
 use holdfast_tests::{Bundle, FakeWorld, Shim, Stdio, eventually, process};
 use nix::sys::signal::Signal;
 use protobuf::Message;
+use serde_json::json;
 use ttrpc::proto::Request;
 
 fn begin(connection: &mut Connection, id: &str, method: &str, exec_id: &str) -> u32 {
@@ -362,6 +363,53 @@ fn trap_29_a_freeze_that_is_under_way_is_called_so_and_nothing_overlaps_with_it(
     assert_eq!(shim.wait_status(""), 143);
     shim.delete("").unwrap();
     shim.shutdown();
+}
+
+#[test]
+fn what_is_left_of_a_frozen_container_is_thawed_before_the_runtime_deletes_it() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    let pid = shim.run(&Stdio::none());
+    shim.pause().unwrap();
+    let gate = world.runtime.hold("resume");
+    process::kill_hard(pid);
+    gate.reached();
+    assert_eq!(shim.wait_status(""), 137);
+    let delete = begin(&mut shim.connection, bundle.id(), "Delete", "");
+    assert_eq!(shim.status(""), Status::STOPPED);
+    assert!(!shim.connection.has_reply(delete) && world.runtime.calls_of("delete").is_empty());
+    gate.open();
+    let _: DeleteResponse = shim.connection.finish(delete).unwrap();
+    shim.shutdown();
+}
+
+/// runc freezes what it kills, and another that deletes at that time says `invalid state transition from stopped to paused`:
+/// dockerd gave up then, and the shim stayed.
+#[test]
+fn trap_27_in_a_shared_pid_namespace_the_exit_is_told_when_the_rest_was_killed_or_that_took_too_long() {
+    for hangs in [false, true] {
+        let world = FakeWorld::new();
+        let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
+        let launch = world.launch(&bundle);
+        let launch = if hangs { launch.env("HOLDFAST_RUNTIME_TIMEOUT_MS", "400") } else { launch };
+        let mut shim = launch.start();
+        let pid = shim.run(&Stdio::none());
+        let wait = begin(&mut shim.connection, bundle.id(), "Wait", "");
+        let gate = world.runtime.hold("kill");
+        process::kill_hard(pid);
+        gate.reached();
+        if !hangs {
+            assert_eq!(shim.status(""), Status::RUNNING);
+            assert_eq!(shim.delete("").unwrap_err().code(), Code::FAILED_PRECONDITION);
+            assert!(!shim.connection.has_reply(wait) && world.runtime.calls_of("delete").is_empty());
+            gate.open();
+        }
+        let told: WaitResponse = shim.connection.finish(wait).unwrap();
+        assert_eq!(told.exit_status, 137);
+        shim.delete("").unwrap();
+        shim.shutdown();
+    }
 }
 
 #[test]

@@ -31,13 +31,15 @@
 //! - **start before exit**: a process's start is announced before its exit, even if it died before the runtime returned.
 //!   Exits that no process claims are stashed while a call is in flight that may yet name their pid.
 //! - **init last**: the exit of the init process is the last exit of its task; it waits for the execs that run or start,
-//!   and for nothing else. No exec starts once init was reaped.
+//!   and in a shared pid namespace until the others were killed: who hears of it may start the container again, and would
+//!   find their ports taken. No exec starts once init was reaped.
 //! - **heard out before announced**: an exit is announced once what the process had printed has reached its reader, if one
 //!   is there and takes it within a short bound. Some clients (ctr 1.6) stop reading when they hear of the exit.
 //! - **out of memory before exit**: that processes were killed for want of memory is announced before the exit of one that
 //!   was, as its status 137 alone does not say why. After init's exit nothing is said of it any more.
 //! - **saved before announced**: the record holds a fact before an event or a reply tells it.
-//! - **one at a time**: calls that change the same process are carried out one after the other, in the order of arrival.
+//! - **one at a time**: calls that change the same process are carried out one after the other, in the order of arrival;
+//!   the shim's own errands come first. OCI runtimes do not lock: one that deletes finds frozen what another is killing.
 //!   What only asks (`State`, `Wait`, `Pids`, `Connect`, `Stats`) never waits for them. Nor does a Delete while the task is
 //!   being created: there is none yet, and what comes of the Create is undone.
 //! - **an answer for each request**: every request gets exactly one reply, whatever happens to its process; a task that is

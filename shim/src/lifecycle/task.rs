@@ -41,6 +41,44 @@ struct Task {
     unwanted: bool,
     #[serde(default)]
     lack: Lack,
+    #[serde(default)]
+    errands: Errands,
+}
+
+/// What the shim has the runtime do that nobody asked for. They have their turns before all that waits in the queue (rule "one
+/// at a time"): a runtime that kills all freezes them for that, and one that deletes beside it finds the container paused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Errands {
+    /// What is left of a frozen container could neither end nor be deleted.
+    thaw: bool,
+    /// Without a pid namespace of its own nothing ends the other processes with init.
+    kill_the_rest: bool,
+    under_way: Option<(CallId, Errand)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Errand {
+    Thaw,
+    KillTheRest,
+}
+
+impl Errands {
+    /// Takes the next one, unless one is under way.
+    fn next(&mut self) -> Option<Errand> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        // What is frozen cannot heed a signal.
+        if std::mem::take(&mut self.thaw) {
+            return Some(Errand::Thaw);
+        }
+        std::mem::take(&mut self.kill_the_rest).then_some(Errand::KillTheRest)
+    }
+
+    /// Whether processes may be left that are to end with init.
+    fn may_leave_some_alive(&self) -> bool {
+        self.kill_the_rest || matches!(self.under_way, Some((_, Errand::KillTheRest)))
+    }
 }
 
 /// What was told of a task's lack of memory.
@@ -365,6 +403,7 @@ impl Task {
             init_exit: None,
             unwanted: false,
             lack: Lack::default(),
+            errands: Errands::default(),
         }
     }
 
@@ -386,10 +425,11 @@ impl Task {
     }
 
     fn next_queued(&mut self, turn: &mut Turn<'_>) -> bool {
-        if self.running.is_none()
+        self.run_errands(turn);
+        if !self.is_busy()
             && let Some(request) = self.queue.pop_front()
         {
-            self.request_init(request.asker, request.verb, turn);
+            self.change_init(request.asker, request.verb, turn);
             return true;
         }
         let waiting = self.execs.iter_mut().find(|(_, e)| e.busy.is_none() && !e.queue.is_empty());
@@ -434,17 +474,11 @@ impl Task {
             Verb::Kill { all, .. } if self.init.state == InitState::Stopped && !self.may_outlive_init(all) => {
                 turn.reply(asker, Err(Refusal::Finished(ProcessId::Init)));
             }
-            // Rule "one at a time".
-            _ if self.running.is_some() => {
-                self.queue.push_back(Request { asker, task: turn.id.clone(), process: ProcessId::Init, verb })
+            // Rule "one at a time". An errand changes nothing of what is refused.
+            _ if self.running.is_some() || !self.queue.is_empty() || self.is_busy() && self.allows(verb).is_ok() => {
+                self.queue.push_back(Request { asker, task: turn.id.clone(), process: ProcessId::Init, verb });
             }
-            Verb::Kill { all, .. } if self.init_exit.is_some() && self.may_outlive_init(all) => {
-                self.begin_op(asker, verb, turn);
-            }
-            _ => match self.init.allows(verb).and_then(|()| self.not_dying(verb)) {
-                Ok(()) => self.begin_op(asker, verb, turn),
-                Err(refusal) => turn.reply(asker, Err(refusal)),
-            },
+            _ => self.change_init(asker, verb, turn),
         }
     }
 
@@ -453,15 +487,21 @@ impl Task {
         all && self.shared_pids
     }
 
-    /// Between init's death and its announcement nothing but asking makes sense.
-    fn not_dying(&self, verb: Verb) -> Result<(), Refusal> {
-        match (self.init_exit, verb) {
-            (None, _) => Ok(()),
-            (Some(_), Verb::Kill { .. }) if self.init.state != InitState::Stopped => {
-                Err(Refusal::Finished(ProcessId::Init))
-            }
-            (Some(_), _) if self.init.state != InitState::Stopped => Err(self.init.refuse(verb)),
-            _ => Ok(()),
+    fn change_init(&mut self, asker: Asker, verb: Verb, turn: &mut Turn<'_>) {
+        match self.allows(verb) {
+            Ok(()) => self.begin_op(asker, verb, turn),
+            Err(refusal) => turn.reply(asker, Err(refusal)),
+        }
+    }
+
+    /// As [`Init::allows`]. Between init's death and its announcement nothing but asking makes sense.
+    fn allows(&self, verb: Verb) -> Result<(), Refusal> {
+        let is_dying = self.init_exit.is_some() && self.init.state != InitState::Stopped;
+        match verb {
+            Verb::Kill { all, .. } if self.init_exit.is_some() && self.may_outlive_init(all) => Ok(()),
+            Verb::Kill { .. } if is_dying => Err(Refusal::Finished(ProcessId::Init)),
+            _ if is_dying => Err(self.init.refuse(verb)),
+            _ => self.init.allows(verb),
         }
     }
 
@@ -642,28 +682,36 @@ impl Task {
         self.init_exit = Some(exit);
         // A pause or resume that is under way sees to it when it ends.
         let freezer_busy = matches!(self.running, Some(Running { op: Op::Pause | Op::Resume, .. }));
-        if self.init.state == InitState::Paused && !freezer_busy {
-            self.thaw_the_rest(turn);
-        }
-        self.kill_the_rest(turn);
+        // The runtime has done it, and knows the container no more.
+        let is_deleted = matches!(self.running, Some(Running { op: Op::Delete(DeleteStep::AwaitExit), .. }));
+        self.errands.thaw |= self.init.state == InitState::Paused && !freezer_busy;
+        self.errands.kill_the_rest |= self.shared_pids && !is_deleted;
+        self.run_errands(turn);
         self.announce_init_exit_if_last(turn);
     }
 
-    /// What is left of a frozen container could neither end nor be deleted.
-    fn thaw_the_rest(&self, turn: &mut Turn<'_>) {
-        turn.begin(&ProcessId::Init, Work::Resume, None);
+    /// Whether a change is under way, so that another must wait.
+    fn is_busy(&self) -> bool {
+        self.running.is_some() || self.errands.under_way.is_some()
     }
 
-    /// Without a pid namespace of its own nothing ends the other processes with init.
-    fn kill_the_rest(&self, turn: &mut Turn<'_>) {
-        if self.shared_pids {
-            turn.begin(&ProcessId::Init, Work::Kill { signal: 9, all: true }, None);
+    /// Begins the next errand, if there is one and nothing else is under way.
+    fn run_errands(&mut self, turn: &mut Turn<'_>) {
+        if self.is_busy() {
+            return;
         }
+        let Some(errand) = self.errands.next() else { return };
+        let work = match errand {
+            Errand::Thaw => Work::Resume,
+            Errand::KillTheRest => Work::Kill { signal: 9, all: true },
+        };
+        self.errands.under_way = Some((turn.begin(&ProcessId::Init, work, None), errand));
     }
 
     fn announce_init_exit_if_last(&mut self, turn: &mut Turn<'_>) {
         let Some(exit) = self.init_exit else { return };
-        if self.init.state == InitState::Stopped || self.execs.values().any(Exec::is_live) {
+        let is_first = self.errands.may_leave_some_alive() || self.execs.values().any(Exec::is_live);
+        if self.init.state == InitState::Stopped || is_first {
             return;
         }
         match self.init.heard_out {
@@ -732,7 +780,10 @@ impl Task {
                 match early {
                     Some(exit) => self.exec_reaped(id, exit, turn),
                     // It was not there yet when the others were killed.
-                    None if self.init_exit.is_some() => self.kill_the_rest(turn),
+                    None if self.init_exit.is_some() => {
+                        self.errands.kill_the_rest |= self.shared_pids;
+                        self.run_errands(turn);
+                    }
                     None => {}
                 }
             }
@@ -766,7 +817,13 @@ impl Task {
             self.announce_init_exit_if_last(turn);
             return;
         }
-        // An errand of the shim's own: its failure was logged by the driver.
+        // Its failure was logged by the driver.
+        if self.errands.under_way.take_if(|(errand, _)| *errand == call).is_some() {
+            self.run_errands(turn);
+            self.announce_init_exit_if_last(turn);
+            return;
+        }
+        // An errand of another kind, which nothing waits for.
         let Some(Running { op, asker, .. }) = self.running.take_if(|r| r.call == Some(call)) else { return };
         match op {
             Op::Create(step) => self.create_done(step, asker, outcome, early, turn),
@@ -898,7 +955,7 @@ impl Task {
         turn.reply(asker, Err(Refusal::Failed(failure)));
     }
 
-    fn checkpoint_done(&self, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {
+    fn checkpoint_done(&mut self, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {
         // Nothing changed that the record could hold.
         if outcome.is_ok() {
             turn.publish(Event::Checkpointed(asker));
@@ -907,7 +964,8 @@ impl Task {
         let killed = matches!(&outcome, Err(failure) if failure.kind == FailureKind::Deadline);
         turn.reply(asker, empty(outcome));
         if killed && self.init.state == InitState::Running {
-            self.thaw_the_rest(turn);
+            self.errands.thaw = true;
+            self.run_errands(turn);
         }
     }
 
@@ -923,9 +981,8 @@ impl Task {
         }
         let thawed = to == InitState::Running && outcome.is_ok();
         turn.reply(asker, empty(outcome));
-        if self.init_exit.is_some() && !thawed {
-            self.thaw_the_rest(turn);
-        }
+        self.errands.thaw |= self.init_exit.is_some() && !thawed;
+        self.run_errands(turn);
     }
 
     fn delete_done(&mut self, step: DeleteStep, asker: Asker, outcome: Outcome, turn: &mut Turn<'_>) {
@@ -937,7 +994,10 @@ impl Task {
                 turn.reply(asker, Err(Refusal::Failed(failure)));
             }
             (DeleteStep::Runtime, _) if self.init.state != InitState::Stopped => {
+                // By force the runtime has done that too.
+                self.errands = Errands::default();
                 self.await_end(asker, turn);
+                self.announce_init_exit_if_last(turn);
             }
             (DeleteStep::Runtime, _) => self.step(Op::Delete(DeleteStep::Unmount), asker, Work::Unmount, turn),
             (DeleteStep::Unmount, Err(failure)) => turn.reply(asker, Err(Refusal::Failed(failure))),

@@ -145,7 +145,61 @@ fn with_shared_pids_an_exec_that_was_starting_meanwhile_is_killed_too() {
         ["save", "publish exec-started e 20", "#4 pid 20", "errand begin kill all 9"],
         "it came after the first kill, and nothing else would end it"
     );
-    assert_eq!(story.exited(20, 137).last().unwrap(), "publish exit init 7");
+    assert_eq!(story.exited(20, 137).last().unwrap(), "publish exit e 137");
+    assert_eq!(story.ok("kill all 9").last().unwrap(), "publish exit init 7");
+}
+
+#[test]
+fn with_shared_pids_the_exit_of_init_is_told_when_the_rest_was_killed() {
+    for killed in [Ok(None), Err(broken())] {
+        let mut story = Story::running_with_shared_pids();
+        assert_eq!(story.exited(INIT, 7), ["errand begin kill all 9"]);
+        assert_eq!(story.ask("", Verb::Delete), ["#3 wrong state"], "a delete beside it would find a frozen container");
+        assert_eq!(story.done("kill all 9", killed), ["output ends init", "save", "publish exit init 7"]);
+        assert_eq!(story.ask("", Verb::Delete), ["#4 begin drain"]);
+    }
+}
+
+#[test]
+fn with_shared_pids_the_rest_is_killed_after_a_change_that_is_under_way_and_not_beside_it() {
+    let mut story = Story::running_with_shared_pids();
+    story.ask("", Verb::Update);
+    story.ask("", Verb::Kill { signal: 9, all: true });
+    assert_eq!(story.exited(INIT, 7), NOTHING);
+    assert_eq!(story.ok("update"), ["#3 ok", "errand begin kill all 9"], "before what waits");
+    assert_eq!(story.ok("kill all 9"), ["output ends init", "#4 begin kill all 9", "save", "publish exit init 7"]);
+    // What is frozen is thawed for it.
+    let mut story = Story::running_with_shared_pids();
+    story.ask("", Verb::Pause);
+    assert_eq!(story.exited(INIT, 7), NOTHING);
+    assert_eq!(story.ok("pause")[2..], ["#3 ok", "errand begin resume"]);
+    assert_eq!(story.ok("resume"), ["errand begin kill all 9"]);
+    assert_eq!(story.ok("kill all 9").last().unwrap(), "publish exit init 7");
+}
+
+#[test]
+fn with_shared_pids_what_the_runtime_deletes_by_force_is_not_killed_once_more() {
+    let created = || {
+        let mut story = Story::default();
+        story.ask("", Verb::Create { shared_pids: true, from_checkpoint: false });
+        story.ok("mount");
+        story.done("create", Ok(Some(INIT)));
+        assert_eq!(story.ask("", Verb::Delete), ["#2 begin delete by force"]);
+        story
+    };
+    let told = ["output ends init", "save", "publish exit init 137", "#2 begin unmount"];
+    let mut story = created();
+    assert_eq!(story.ok("delete by force"), ["errand begin end 10"]);
+    assert_eq!(story.exited(INIT, 137), told);
+    // The exit may come first.
+    let mut story = created();
+    assert_eq!(story.exited(INIT, 137), NOTHING);
+    assert_eq!(story.ok("delete by force")[1..], told);
+    // But what it could not delete is.
+    let mut story = created();
+    story.exited(INIT, 137);
+    assert_eq!(story.done("delete by force", Err(broken())), ["#2 failed: broken", "errand begin kill all 9"]);
+    assert_eq!(story.ok("kill all 9").last().unwrap(), "publish exit init 137");
 }
 
 #[test]
@@ -160,8 +214,9 @@ fn trap_27_with_pids_of_its_own_the_kernel_kills_the_rest() {
 fn trap_28_what_is_left_of_a_frozen_container_is_thawed_when_init_dies() {
     let mut story = Story::paused();
     assert_eq!(story.exited(INIT, 137), ["errand begin resume", "output ends init", "save", "publish exit init 137"]);
-    assert_eq!(story.ok("resume"), NOTHING);
     assert_eq!(story.ask("", Verb::State), ["#4 stopped"]);
+    assert_eq!(story.ask("", Verb::Delete), NOTHING, "the runtime would find it frozen");
+    assert_eq!(story.ok("resume"), ["#5 begin drain"]);
 }
 
 #[test]
@@ -504,14 +559,13 @@ fn a_failed_delete_can_be_repeated_and_what_is_gone_counts_as_deleted() {
 
 #[test]
 fn the_outcome_of_an_earlier_life_means_nothing_to_a_task_of_the_same_name() {
-    let mut story = Story::running_with_shared_pids();
-    assert_eq!(story.exited(INIT, 7)[0], "errand begin kill all 9");
+    let mut story = Story::created();
     story.ask("", Verb::Delete);
-    story.ok("drain");
-    story.ok("delete");
+    assert_eq!(story.ok("delete by force"), ["errand begin end 10"]);
+    story.exited(INIT, 137);
     story.ok("unmount");
     story.ask("", Verb::Create { shared_pids: false, from_checkpoint: false });
-    assert_eq!(story.done("kill all 9", Err(broken())), NOTHING);
+    assert_eq!(story.done("end 10", Err(broken())), NOTHING);
     assert_eq!(story.in_flight(), ["mount"]);
 }
 

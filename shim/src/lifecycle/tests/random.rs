@@ -185,12 +185,10 @@ impl Machine {
 
     fn begin(&mut self, call: CallId, task: &TaskId, work: &Work, asked: bool) {
         let subject = subject(work);
-        // The limit of an end is there until its time comes, although the end has come before.
-        let is_limit = |b: &Begun| matches!(b.work, Work::EndHolder { .. });
         let beside = self
             .begun
             .values()
-            .find(|b| b.asked && asked && b.task == *task && self::subject(&b.work) == subject && !is_limit(b));
+            .find(|b| changes(&b.work) && changes(work) && b.task == *task && self::subject(&b.work) == subject);
         assert!(beside.is_none(), "{work:?} begins beside {:?}", beside.map(|b| &b.work));
         let process = match work {
             Work::Create | Work::Restore | Work::HoldNamespaces => Some(ProcessId::Init),
@@ -390,6 +388,11 @@ fn subject(work: &Work) -> ProcessId {
         Work::ExecStart(process) | Work::Drain(process) => process.clone(),
         _ => ProcessId::Init,
     }
+}
+
+/// Whether work changes a process, and not only looks until something has come to pass.
+fn changes(work: &Work) -> bool {
+    !matches!(work, Work::Settle(_) | Work::End(_) | Work::EndHolder { .. })
 }
 
 fn task_of(effect: &Effect) -> Option<&TaskId> {
