@@ -682,12 +682,16 @@ impl Task {
         self.init_exit = Some(exit);
         // A pause or resume that is under way sees to it when it ends.
         let freezer_busy = matches!(self.running, Some(Running { op: Op::Pause | Op::Resume, .. }));
-        // The runtime has done it, and knows the container no more.
-        let is_deleted = matches!(self.running, Some(Running { op: Op::Delete(DeleteStep::AwaitExit), .. }));
         self.errands.thaw |= self.init.state == InitState::Paused && !freezer_busy;
+        self.kill_the_rest(turn);
+        self.announce_init_exit_if_last(turn);
+    }
+
+    fn kill_the_rest(&mut self, turn: &mut Turn<'_>) {
+        // The runtime has done that by force, and knows the container no more.
+        let is_deleted = matches!(self.running, Some(Running { op: Op::Delete(DeleteStep::AwaitExit), .. }));
         self.errands.kill_the_rest |= self.shared_pids && !is_deleted;
         self.run_errands(turn);
-        self.announce_init_exit_if_last(turn);
     }
 
     /// Whether a change is under way, so that another must wait.
@@ -780,10 +784,7 @@ impl Task {
                 match early {
                     Some(exit) => self.exec_reaped(id, exit, turn),
                     // It was not there yet when the others were killed.
-                    None if self.init_exit.is_some() => {
-                        self.errands.kill_the_rest |= self.shared_pids;
-                        self.run_errands(turn);
-                    }
+                    None if self.init_exit.is_some() => self.kill_the_rest(turn),
                     None => {}
                 }
             }
@@ -994,7 +995,7 @@ impl Task {
                 turn.reply(asker, Err(Refusal::Failed(failure)));
             }
             (DeleteStep::Runtime, _) if self.init.state != InitState::Stopped => {
-                // By force the runtime has done that too.
+                // See `kill_the_rest`.
                 self.errands = Errands::default();
                 self.await_end(asker, turn);
                 self.announce_init_exit_if_last(turn);

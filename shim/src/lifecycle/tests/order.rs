@@ -195,6 +195,18 @@ fn with_shared_pids_what_the_runtime_deletes_by_force_is_not_killed_once_more() 
     let mut story = created();
     assert_eq!(story.exited(INIT, 137), NOTHING);
     assert_eq!(story.ok("delete by force")[1..], told);
+    // An exec that was starting was there before that, or fails.
+    let mut story = Story::default();
+    story.ask("", Verb::Create { shared_pids: true, from_checkpoint: false });
+    story.ok("mount");
+    story.done("create", Ok(Some(INIT)));
+    story.ask("e", Verb::Exec);
+    story.ask("e", Verb::Start);
+    story.ask("", Verb::Delete);
+    story.ok("delete by force");
+    story.exited(INIT, 137);
+    assert_eq!(story.done("exec e", Ok(Some(20))).last().unwrap(), "#3 pid 20");
+    assert_eq!(story.exited(20, 137)[3..], told.map(|word| word.replace("#2", "#4")));
     // But what it could not delete is.
     let mut story = created();
     story.exited(INIT, 137);
