@@ -14,7 +14,7 @@ use holdfast_tests::fake_containerd::Mood;
 use holdfast_tests::process::Stopped;
 use holdfast_tests::shim::{Status, TASK};
 use holdfast_tests::wire::{CallError, Code, Connection, Frame};
-use holdfast_tests::{Bundle, FakeWorld, Shim, Stdio, eventually, process};
+use holdfast_tests::{Bundle, FakeWorld, Shim, Stdio, eventually, process, until};
 use nix::sys::signal::Signal;
 use protobuf::Message;
 use serde_json::json;
@@ -410,6 +410,22 @@ fn trap_27_in_a_shared_pid_namespace_the_exit_is_told_when_the_rest_was_killed_o
         shim.delete("").unwrap();
         shim.shutdown();
     }
+}
+
+#[test]
+fn an_exit_that_is_about_to_be_told_is_told_by_a_shim_that_is_asked_to_end() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
+    let mut shim = world.start(&bundle);
+    let pid = shim.run(&Stdio::none());
+    let gate = world.runtime.hold("kill");
+    process::kill_hard(pid);
+    gate.reached();
+    shim.process().signal(Signal::SIGTERM);
+    until("the shim should serve no longer", || (!shim.socket().exists()).then_some(()));
+    gate.open();
+    world.containerd.wait_for(bundle.id(), "exit 137");
+    shim.process().wait_gone();
 }
 
 #[test]

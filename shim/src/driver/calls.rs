@@ -169,6 +169,9 @@ impl State {
             Ok(None) => return Some(Ok(None)),
             Err(failure) => {
                 self.start_failed(task, work, me);
+                if asker.is_none() {
+                    note_failed_errand(task, work, &failure);
+                }
                 return Some(Err(failure));
             }
         };
@@ -654,7 +657,7 @@ impl Shim {
                 state.end_nameless(&task, &work);
             }
             if !asked {
-                tracing::warn!(task = task.0, work = ?work, error = failure.text, "an errand failed, ignoring");
+                note_failed_errand(&task, &work, failure);
             }
         }
         if let Some(criu) = child.criu {
@@ -825,6 +828,11 @@ fn how_it_fared(work: &Work, child: &Child, status: Option<ExitStatus>) -> Optio
 fn why_no_log(log: &Path) -> Option<String> {
     let error = std::fs::write(log, "\n").err()?;
     Some(format!(", its log {} cannot be written: {error}", log.display()))
+}
+
+/// Nobody else is told of it.
+fn note_failed_errand(task: &TaskId, work: &Work, failure: &Failure) {
+    tracing::warn!(task = task.0, work = ?work, error = failure.text, "an errand failed, ignoring");
 }
 
 pub(super) fn failure(text: String) -> Failure {

@@ -43,7 +43,7 @@ use crate::io::spill::Removal;
 use crate::io::spill::policy::{Choice, OutputSettings};
 use crate::io::spill::tree::Home;
 use crate::journal::Journal;
-use crate::lifecycle::{Asker, CallId, Input, Lifecycle, Pid, ProcessId, Request, TaskId, Verb};
+use crate::lifecycle::{Asker, CallId, Input, Lifecycle, Pid, ProcessId, Request, TaskId, Verb, Work};
 use crate::oci::{own_copy, runner, spec};
 use crate::options;
 use crate::owned_task::OwnedTask;
@@ -529,14 +529,18 @@ async fn rest_when_quiet(shim: Weak<Shim>) {
     }
 }
 
-/// Waits for the last events to be acknowledged, the last answers to be written, the last loggers to end and the last
-/// spill files to be gone.
+/// Waits for exits that are about to be told, for the last events to be acknowledged, the last answers to be written, the last
+/// loggers to end and the last spill files to be gone.
 async fn all_said(shim: Weak<Shim>) {
     loop {
         {
             let Some(shim) = shim.upgrade() else { return };
             let state = shim.state.borrow();
-            let said = state.publisher.is_drained() && !state.connections.values().any(Connection::has_unwritten);
+            // What an exit waits for (rules "init last" and "heard out before announced").
+            let holds_back = |work: &Work| matches!(work, Work::Kill { .. } | Work::Resume | Work::Settle(_));
+            let exits = state.running.values().any(|running| !running.asked && holds_back(&running.work));
+            let said =
+                !exits && state.publisher.is_drained() && !state.connections.values().any(Connection::has_unwritten);
             if said && !state.loggers_are_ending() && state.removals.iter().all(Removal::is_over) {
                 return;
             }

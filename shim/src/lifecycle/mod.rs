@@ -31,8 +31,8 @@
 //! - **start before exit**: a process's start is announced before its exit, even if it died before the runtime returned.
 //!   Exits that no process claims are stashed while a call is in flight that may yet name their pid.
 //! - **init last**: the exit of the init process is the last exit of its task; it waits for the execs that run or start,
-//!   and in a shared pid namespace until the others were killed: who hears of it may start the container again, and would
-//!   find their ports taken. No exec starts once init was reaped.
+//!   and in a shared pid namespace until the runtime has killed the others, or failed to: who hears of it may start the
+//!   container again, and would find their ports taken. No exec starts once init was reaped.
 //! - **heard out before announced**: an exit is announced once what the process had printed has reached its reader, if one
 //!   is there and takes it within a short bound. Some clients (ctr 1.6) stop reading when they hear of the exit.
 //! - **out of memory before exit**: that processes were killed for want of memory is announced before the exit of one that

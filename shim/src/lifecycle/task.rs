@@ -474,7 +474,7 @@ impl Task {
             Verb::Kill { all, .. } if self.init.state == InitState::Stopped && !self.may_outlive_init(all) => {
                 turn.reply(asker, Err(Refusal::Finished(ProcessId::Init)));
             }
-            // Rule "one at a time". An errand changes nothing of what is refused.
+            // Rule "one at a time". What is refused need not wait for an errand.
             _ if self.running.is_some() || !self.queue.is_empty() || self.is_busy() && self.allows(verb).is_ok() => {
                 self.queue.push_back(Request { asker, task: turn.id.clone(), process: ProcessId::Init, verb });
             }
@@ -494,12 +494,14 @@ impl Task {
         }
     }
 
-    /// As [`Init::allows`]. Between init's death and its announcement nothing but asking makes sense.
+    /// As [`Init::allows`]. Between init's death and its announcement nothing but asking makes sense, and the end of what never
+    /// ran.
     fn allows(&self, verb: Verb) -> Result<(), Refusal> {
         let is_dying = self.init_exit.is_some() && self.init.state != InitState::Stopped;
         match verb {
             Verb::Kill { all, .. } if self.init_exit.is_some() && self.may_outlive_init(all) => Ok(()),
             Verb::Kill { .. } if is_dying => Err(Refusal::Finished(ProcessId::Init)),
+            Verb::Delete if self.init.state == InitState::Created => Ok(()),
             _ if is_dying => Err(self.init.refuse(verb)),
             _ => self.init.allows(verb),
         }
@@ -684,6 +686,10 @@ impl Task {
         let freezer_busy = matches!(self.running, Some(Running { op: Op::Pause | Op::Resume, .. }));
         self.errands.thaw |= self.init.state == InitState::Paused && !freezer_busy;
         self.kill_the_rest(turn);
+        if self.errands.may_leave_some_alive() && exit.status.may_be_for_want_of_memory() {
+            // Who died for it is told by the time, which must not be that of the others' end.
+            turn.effects.push(Effect::CountOomKills { task: turn.id.clone(), last: false });
+        }
         self.announce_init_exit_if_last(turn);
     }
 
@@ -714,8 +720,8 @@ impl Task {
 
     fn announce_init_exit_if_last(&mut self, turn: &mut Turn<'_>) {
         let Some(exit) = self.init_exit else { return };
-        let is_first = self.errands.may_leave_some_alive() || self.execs.values().any(Exec::is_live);
-        if self.init.state == InitState::Stopped || is_first {
+        let others_first = self.errands.may_leave_some_alive() || self.execs.values().any(Exec::is_live);
+        if self.init.state == InitState::Stopped || others_first {
             return;
         }
         match self.init.heard_out {
@@ -818,13 +824,14 @@ impl Task {
             self.announce_init_exit_if_last(turn);
             return;
         }
-        // Its failure was logged by the driver.
-        if self.errands.under_way.take_if(|(errand, _)| *errand == call).is_some() {
+        // That it failed was logged by the driver.
+        if let Some((_, errand)) = self.errands.under_way.take_if(|(errand, _)| *errand == call) {
+            self.errands.thaw |= errand == Errand::KillTheRest && may_have_left_frozen(&outcome);
             self.run_errands(turn);
             self.announce_init_exit_if_last(turn);
             return;
         }
-        // An errand of another kind, which nothing waits for.
+        // A step that was overtaken.
         let Some(Running { op, asker, .. }) = self.running.take_if(|r| r.call == Some(call)) else { return };
         match op {
             Op::Create(step) => self.create_done(step, asker, outcome, early, turn),
@@ -961,13 +968,9 @@ impl Task {
         if outcome.is_ok() {
             turn.publish(Event::Checkpointed(asker));
         }
-        // One that was killed at its work may have left the container frozen.
-        let killed = matches!(&outcome, Err(failure) if failure.kind == FailureKind::Deadline);
+        self.errands.thaw |= may_have_left_frozen(&outcome) && self.init.state != InitState::Paused;
         turn.reply(asker, empty(outcome));
-        if killed && self.init.state == InitState::Running {
-            self.errands.thaw = true;
-            self.run_errands(turn);
-        }
+        self.run_errands(turn);
     }
 
     fn freezer_done(&mut self, asker: Asker, outcome: Outcome, from: InitState, to: InitState, turn: &mut Turn<'_>) {
@@ -1037,6 +1040,11 @@ const NEVER_STARTED: Exit = Exit { status: super::ExitStatus::NONE, at_unix_ns: 
 /// What Create answers then.
 fn unwanted() -> Failure {
     Failure { kind: FailureKind::Other, text: "deleted while it was being created".to_owned() }
+}
+
+/// A runtime that freezes for its work, and was killed at it.
+fn may_have_left_frozen(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(failure) if failure.kind == FailureKind::Deadline)
 }
 
 fn empty(outcome: Outcome) -> Result<Reply, Refusal> {

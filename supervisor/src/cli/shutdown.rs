@@ -192,13 +192,18 @@ impl<'a> Stop<'a> {
             Ok(Ok((status, at_unix_ns))) => Some(outcome(status, at_unix_ns, "")),
             _ => None,
         };
-        if client.kill(self.signal).await.is_ok()
+        // One that has ended by itself is being cleared up after, and its end is about to be told.
+        let is_heard = async |signal| match client.kill(signal).await {
+            Ok(()) => true,
+            Err(e) => e.is_not_found(),
+        };
+        if is_heard(self.signal).await
             && let Some(ended) = wait(self.timeout).await
         {
             return (How::Signal, Some(ended));
         }
         let how = How::KilledAfterStopTimeout;
-        if client.kill(9).await.is_ok()
+        if is_heard(9).await
             && let Some(ended) = wait(KILL_GRACE).await
         {
             return (how, Some(ended));

@@ -178,6 +178,20 @@ fn with_shared_pids_the_rest_is_killed_after_a_change_that_is_under_way_and_not_
 }
 
 #[test]
+fn what_a_runtime_that_was_killed_may_have_left_frozen_is_thawed() {
+    let late = Failure { kind: FailureKind::Deadline, text: "too late".to_owned() };
+    let mut story = Story::running_with_shared_pids();
+    story.exited(INIT, 7);
+    let told = story.done("kill all 9", Err(late.clone()));
+    assert_eq!(told, ["errand begin resume", "output ends init", "save", "publish exit init 7"]);
+    // Also when the end was told before.
+    let mut story = Story::running();
+    story.ask("", Verb::Checkpoint);
+    assert_eq!(story.exited(INIT, 7), ["output ends init", "save", "publish exit init 7"]);
+    assert_eq!(story.done("checkpoint", Err(late))[1..], ["errand begin resume"]);
+}
+
+#[test]
 fn with_shared_pids_what_the_runtime_deletes_by_force_is_not_killed_once_more() {
     let created = || {
         let mut story = Story::default();
@@ -207,6 +221,15 @@ fn with_shared_pids_what_the_runtime_deletes_by_force_is_not_killed_once_more() 
     story.exited(INIT, 137);
     assert_eq!(story.done("exec e", Ok(Some(20))).last().unwrap(), "#3 pid 20");
     assert_eq!(story.exited(20, 137)[3..], told.map(|word| word.replace("#2", "#4")));
+    // What has died by itself can be deleted as well.
+    let mut story = Story::default();
+    story.ask("", Verb::Create { shared_pids: true, from_checkpoint: false });
+    story.ok("mount");
+    story.done("create", Ok(Some(INIT)));
+    assert_eq!(story.exited(INIT, 137), ["errand begin kill all 9"]);
+    assert_eq!(story.ask("", Verb::Delete), NOTHING);
+    assert_eq!(story.ok("kill all 9").last().unwrap(), "publish exit init 137");
+    assert_eq!(story.ok("delete by force"), ["#2 begin unmount"]);
     // But what it could not delete is.
     let mut story = created();
     story.exited(INIT, 137);

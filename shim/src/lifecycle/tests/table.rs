@@ -55,27 +55,27 @@ reopen logs | NF no task  | NF no task             | NF no task      | reopen lo
 /// Init, from then on. `busy`: a call that does not change its state is under way. `dying`: it was reaped, and its exit
 /// waits for an exec or a reader.
 const INIT_FROM_THEN_ON: &str = "
-            | running           | busy                   | pausing                | paused            | resuming               | dying                      | stopped                           | deleting
-create      | AE task exists    | AE task exists         | AE task exists         | AE task exists    | AE task exists         | AE task exists             | AE task exists                    | AE task exists
-start       | FP wrong state    | then FP wrong state    | then FP wrong state    | FP wrong state    | then FP wrong state    | FP wrong state             | FP wrong state                    | then NF no task
-state       | running           | running                | pausing                | paused            | paused                 | running / created / paused | stopped                           | stopped
-kill        | begin kill 15     | then begin kill 15     | then begin kill 15     | begin kill 15     | then begin kill 15     | NF finished                | NF finished                       | NF finished
-kill all    | begin kill all 15 | then begin kill all 15 | then begin kill all 15 | begin kill all 15 | then begin kill all 15 | NF finished                | NF finished                       | NF finished
-exec        | IA invalid        | IA invalid             | IA invalid             | IA invalid        | IA invalid             | IA invalid                 | IA invalid                        | IA invalid
-delete      | FP wrong state    | then FP wrong state    | then FP wrong state    | FP wrong state    | then FP wrong state    | FP wrong state             | begin drain / waits / begin drain | then NF no task
-wait        | waits             | waits                  | waits                  | waits             | waits                  | waits                      | exit 7                            | exit 7
-pids        | read pids         | read pids              | read pids              | read pids         | read pids              | read pids                  | pids [10]                         | pids [10]
-pause       | begin pause       | then begin pause       | then FP wrong state    | FP wrong state    | then begin pause       | FP wrong state             | FP wrong state                    | then NF no task
-resume      | FP wrong state    | then FP wrong state    | then begin resume      | begin resume      | then FP wrong state    | FP wrong state             | FP wrong state                    | then NF no task
-update      | begin update      | then begin update      | then begin update      | begin update      | then begin update      | FP wrong state             | FP wrong state                    | then NF no task
-checkpoint  | begin checkpoint  | then begin checkpoint  | then begin checkpoint  | begin checkpoint  | then begin checkpoint  | FP wrong state             | FP wrong state                    | then NF no task
-resize      | resize 80x25      | resize 80x25           | resize 80x25           | resize 80x25      | resize 80x25           | resize 80x25               | resize 80x25                      | resize 80x25
-close stdin | close stdin       | close stdin            | close stdin            | close stdin       | close stdin            | close stdin                | close stdin                       | close stdin
-stats       | read stats        | read stats             | read stats             | read stats        | read stats             | read stats                 | read stats                        | read stats
-connect     | connected 10      | connected 10           | connected 10           | connected 10      | connected 10           | connected 10               | connected 10                      | connected 10
-shutdown    | ok                | ok                     | ok                     | ok                | ok                     | ok                         | ok                                | ok
-attach      | attach            | attach                 | attach                 | attach            | attach                 | attach                     | attach                            | attach
-reopen logs | reopen logs       | reopen logs            | reopen logs            | reopen logs       | reopen logs            | reopen logs                | reopen logs                       | reopen logs
+            | running           | busy                   | pausing                | paused            | resuming               | dying                                                   | stopped                           | deleting
+create      | AE task exists    | AE task exists         | AE task exists         | AE task exists    | AE task exists         | AE task exists                                          | AE task exists                    | AE task exists
+start       | FP wrong state    | then FP wrong state    | then FP wrong state    | FP wrong state    | then FP wrong state    | FP wrong state                                          | FP wrong state                    | then NF no task
+state       | running           | running                | pausing                | paused            | paused                 | running / created / paused                              | stopped                           | stopped
+kill        | begin kill 15     | then begin kill 15     | then begin kill 15     | begin kill 15     | then begin kill 15     | NF finished                                             | NF finished                       | NF finished
+kill all    | begin kill all 15 | then begin kill all 15 | then begin kill all 15 | begin kill all 15 | then begin kill all 15 | NF finished                                             | NF finished                       | NF finished
+exec        | IA invalid        | IA invalid             | IA invalid             | IA invalid        | IA invalid             | IA invalid                                              | IA invalid                        | IA invalid
+delete      | FP wrong state    | then FP wrong state    | then FP wrong state    | FP wrong state    | then FP wrong state    | FP wrong state / begin delete by force / FP wrong state | begin drain / waits / begin drain | then NF no task
+wait        | waits             | waits                  | waits                  | waits             | waits                  | waits                                                   | exit 7                            | exit 7
+pids        | read pids         | read pids              | read pids              | read pids         | read pids              | read pids                                               | pids [10]                         | pids [10]
+pause       | begin pause       | then begin pause       | then FP wrong state    | FP wrong state    | then begin pause       | FP wrong state                                          | FP wrong state                    | then NF no task
+resume      | FP wrong state    | then FP wrong state    | then begin resume      | begin resume      | then FP wrong state    | FP wrong state                                          | FP wrong state                    | then NF no task
+update      | begin update      | then begin update      | then begin update      | begin update      | then begin update      | FP wrong state                                          | FP wrong state                    | then NF no task
+checkpoint  | begin checkpoint  | then begin checkpoint  | then begin checkpoint  | begin checkpoint  | then begin checkpoint  | FP wrong state                                          | FP wrong state                    | then NF no task
+resize      | resize 80x25      | resize 80x25           | resize 80x25           | resize 80x25      | resize 80x25           | resize 80x25                                            | resize 80x25                      | resize 80x25
+close stdin | close stdin       | close stdin            | close stdin            | close stdin       | close stdin            | close stdin                                             | close stdin                       | close stdin
+stats       | read stats        | read stats             | read stats             | read stats        | read stats             | read stats                                              | read stats                        | read stats
+connect     | connected 10      | connected 10           | connected 10           | connected 10      | connected 10           | connected 10                                            | connected 10                      | connected 10
+shutdown    | ok                | ok                     | ok                     | ok                | ok                     | ok                                                      | ok                                | ok
+attach      | attach            | attach                 | attach                 | attach            | attach                 | attach                                                  | attach                            | attach
+reopen logs | reopen logs       | reopen logs            | reopen logs            | reopen logs       | reopen logs            | reopen logs                                             | reopen logs                       | reopen logs
 ";
 
 /// Init, when it comes from a checkpoint, until it is restored. `mounting`: it is being created. `unrestoring`: the restore
