@@ -1,13 +1,14 @@
 //! Ring 2: what is announced, in which order, and that nothing of it is lost.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::time::SystemTime;
 
 use holdfast_tests::fake_containerd::Mood;
 use holdfast_tests::fake_runtime::Behaviour;
 use holdfast_tests::shim::Status;
 use holdfast_tests::wire::Code;
-use holdfast_tests::{FakeWorld, Process, Stdio, eventually};
+use holdfast_tests::{FakeWorld, Process, Stdio, eventually, process, programs, until};
 use serde_json::json;
 
 #[test]
@@ -96,6 +97,35 @@ fn trap_27_with_a_shared_pid_namespace_the_rest_is_killed_first() {
     assert_eq!(story[story.len() - 2..], ["exit e 137", "exit 143"]);
     let kill = world.runtime.calls_of("kill").pop().unwrap().args;
     assert!(kill.contains(&"--all".into()), "{kill:?}");
+    shim.delete("").unwrap();
+    shim.shutdown();
+}
+
+#[test]
+fn a_machines_shutdown_waits_for_an_end_that_is_about_to_be_told() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
+    let mut shim = world.start(&bundle);
+    let pid = shim.run(&Stdio::none());
+    let gate = world.runtime.hold("kill");
+    process::kill_hard(pid);
+    gate.reached();
+    let fds = format!("/proc/{}/fd", shim.process().pid());
+    let count = || fs::read_dir(&fds).unwrap().count();
+    let before = count();
+    // The daemon that the shim was started for was never there.
+    let mut shutdown = world.scene.command(programs::ours("holdfast"));
+    shutdown
+        .args(["stop", "--all", "--shutdown"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped());
+    let shutdown = shutdown.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("it should speak to the shim", || (count() > before).then_some(()));
+    gate.open();
+    let output = shutdown.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("exit status 137"), "{output:?}");
+    assert!(shim.process().is_alive(), "what it knows is asked for after that");
     shim.delete("").unwrap();
     shim.shutdown();
 }
