@@ -76,6 +76,11 @@ impl Bundle {
         self
     }
 
+    /// Without a pid namespace of its own.
+    pub fn in_shared_pids(self) -> Self {
+        self.configure(|config| config["linux"]["namespaces"] = json!([{ "type": "mount" }]))
+    }
+
     /// Moves the directory to one that is not named after the container.
     pub fn moved_to(mut self, dir: PathBuf) -> Self {
         fs::rename(&self.dir, &dir).expect("the scene is writable");

@@ -1,6 +1,7 @@
 //! Ring 2 in one value: a scene with a fake containerd and a fake runtime in it.
 
-use crate::{Bundle, FakeContainerd, FakeRuntime, Launch, Scene, Shim};
+use crate::fake_runtime::Gate;
+use crate::{Bundle, FakeContainerd, FakeRuntime, Launch, Scene, Shim, Stdio, process};
 
 /// The scene comes last, so that it is dropped last.
 #[derive(Debug)]
@@ -44,6 +45,17 @@ impl FakeWorld {
     #[track_caller]
     pub fn start(&self, bundle: &Bundle) -> Shim {
         self.launch(bundle).start()
+    }
+
+    /// Runs the container of a shim, in shared pids, kills it and holds the runtime that is to kill what it left: its end is
+    /// known to the shim and not told.
+    #[track_caller]
+    pub fn dying(&self, shim: &mut Shim) -> Gate<'_> {
+        let pid = shim.run(&Stdio::none());
+        let gate = self.runtime.hold("kill");
+        process::kill_hard(pid);
+        gate.reached();
+        gate
     }
 }
 

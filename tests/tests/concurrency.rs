@@ -17,7 +17,6 @@ use holdfast_tests::wire::{CallError, Code, Connection, Frame};
 use holdfast_tests::{Bundle, FakeWorld, Shim, Stdio, eventually, process, until};
 use nix::sys::signal::Signal;
 use protobuf::Message;
-use serde_json::json;
 use ttrpc::proto::Request;
 
 fn begin(connection: &mut Connection, id: &str, method: &str, exec_id: &str) -> u32 {
@@ -390,15 +389,12 @@ fn what_is_left_of_a_frozen_container_is_thawed_before_the_runtime_deletes_it() 
 fn trap_27_in_a_shared_pid_namespace_the_exit_is_told_when_the_rest_was_killed_or_that_took_too_long() {
     for hangs in [false, true] {
         let world = FakeWorld::new();
-        let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
+        let bundle = world.sleeper().in_shared_pids();
         let launch = world.launch(&bundle);
         let launch = if hangs { launch.env("HOLDFAST_RUNTIME_TIMEOUT_MS", "400") } else { launch };
         let mut shim = launch.start();
-        let pid = shim.run(&Stdio::none());
+        let gate = world.dying(&mut shim);
         let wait = begin(&mut shim.connection, bundle.id(), "Wait", "");
-        let gate = world.runtime.hold("kill");
-        process::kill_hard(pid);
-        gate.reached();
         if !hangs {
             assert_eq!(shim.status(""), Status::RUNNING);
             assert_eq!(shim.delete("").unwrap_err().code(), Code::FAILED_PRECONDITION);
@@ -415,12 +411,9 @@ fn trap_27_in_a_shared_pid_namespace_the_exit_is_told_when_the_rest_was_killed_o
 #[test]
 fn an_exit_that_is_about_to_be_told_is_told_by_a_shim_that_is_asked_to_end() {
     let world = FakeWorld::new();
-    let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
+    let bundle = world.sleeper().in_shared_pids();
     let mut shim = world.start(&bundle);
-    let pid = shim.run(&Stdio::none());
-    let gate = world.runtime.hold("kill");
-    process::kill_hard(pid);
-    gate.reached();
+    let gate = world.dying(&mut shim);
     shim.process().signal(Signal::SIGTERM);
     until("the shim should serve no longer", || (!shim.socket().exists()).then_some(()));
     gate.open();

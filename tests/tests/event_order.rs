@@ -8,8 +8,7 @@ use holdfast_tests::fake_containerd::Mood;
 use holdfast_tests::fake_runtime::Behaviour;
 use holdfast_tests::shim::Status;
 use holdfast_tests::wire::Code;
-use holdfast_tests::{FakeWorld, Process, Stdio, eventually, process, programs, until};
-use serde_json::json;
+use holdfast_tests::{FakeWorld, Process, Stdio, eventually, programs, until};
 
 #[test]
 fn trap_01_exit_before_start_returns_is_announced_after_start() {
@@ -85,7 +84,7 @@ fn trap_02_the_exit_of_init_is_the_last() {
 #[test]
 fn trap_27_with_a_shared_pid_namespace_the_rest_is_killed_first() {
     let world = FakeWorld::new();
-    let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
+    let bundle = world.sleeper().in_shared_pids();
     let mut shim = world.start(&bundle);
     shim.run(&Stdio::none());
     shim.exec("e", &["/bin/sleep", "1000"], &Stdio::none()).unwrap();
@@ -104,12 +103,9 @@ fn trap_27_with_a_shared_pid_namespace_the_rest_is_killed_first() {
 #[test]
 fn a_machines_shutdown_waits_for_an_end_that_is_about_to_be_told() {
     let world = FakeWorld::new();
-    let bundle = world.sleeper().configure(|c| c["linux"]["namespaces"] = json!([{ "type": "mount" }]));
+    let bundle = world.sleeper().in_shared_pids();
     let mut shim = world.start(&bundle);
-    let pid = shim.run(&Stdio::none());
-    let gate = world.runtime.hold("kill");
-    process::kill_hard(pid);
-    gate.reached();
+    let gate = world.dying(&mut shim);
     let fds = format!("/proc/{}/fd", shim.process().pid());
     let count = || fs::read_dir(&fds).unwrap().count();
     let before = count();
@@ -301,11 +297,8 @@ fn trap_27_nothing_is_killed_when_an_exec_ends_or_when_the_kernel_does_it() {
     // With pids of its own even the death of init leaves the rest to the kernel; with shared ones that of an exec does.
     for shared in [false, true] {
         let world = FakeWorld::new();
-        let bundle = world.sleeper().configure(|c| {
-            if shared {
-                c["linux"]["namespaces"] = json!([{ "type": "mount" }]);
-            }
-        });
+        let bundle = world.sleeper();
+        let bundle = if shared { bundle.in_shared_pids() } else { bundle };
         let mut shim = world.start(&bundle);
         shim.run(&Stdio::none());
         for exec in ["a", "b"] {
