@@ -12,7 +12,7 @@ use std::{fs, thread};
 use holdfast_tests::numbered::{FOUR_MB, Random, assert_all};
 use holdfast_tests::shim::Status;
 use holdfast_tests::stdio::{Writer, wander};
-use holdfast_tests::{FakeWorld, Freezable, Reader, Shim, Stdio, eventually};
+use holdfast_tests::{FakeWorld, Freezable, Reader, Shim, Stdio, eventually, until};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
@@ -31,6 +31,42 @@ fn replace(path: &str) {
 fn descriptors(shim: &Shim, word: &str) -> usize {
     let all = fs::read_dir(format!("/proc/{}/fd", shim.process().pid())).unwrap().flatten();
     all.filter(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.to_string_lossy().contains(word))).count()
+}
+
+/// Reads a FIFO as Go's clients do: the open waits for somebody who writes, on a thread that may be late.
+#[track_caller]
+fn read_late(path: &str) -> String {
+    let path = path.to_owned();
+    let reader = thread::spawn(move || fs::read_to_string(path).unwrap());
+    until("the reader should see the end", || reader.is_finished().then_some(()));
+    reader.join().unwrap()
+}
+
+#[test]
+fn a_client_that_opens_a_fifo_when_the_process_has_ended_sees_the_end() {
+    let world = FakeWorld::new();
+    let bundle = world.sleeper();
+    let mut shim = world.start(&bundle);
+    shim.run(&Stdio::none());
+    for (name, script, expected) in [("silent", "exit 3", ["", ""]), ("loud", "echo out; exit 3", ["out\n", ""])] {
+        let stdio = Stdio::output(&world.scene, name);
+        shim.exec(name, &["/bin/sh", "-c", script], &stdio).unwrap();
+        shim.start(name).unwrap();
+        assert_eq!(shim.wait_status(name), 3);
+        let seen = [&stdio.stdout, &stdio.stderr].map(|path| read_late(path));
+        assert_eq!(seen, expected);
+        until("the shim should hold them no longer", || (descriptors(&shim, name) == 0).then_some(()));
+        shim.delete(name).unwrap();
+    }
+    // Nobody is waited for who does not come.
+    let stdio = Stdio::output(&world.scene, "unread");
+    shim.exec("unread", &["/bin/true"], &stdio).unwrap();
+    shim.start("unread").unwrap();
+    assert_eq!(shim.wait_status("unread"), 0);
+    assert_eq!(descriptors(&shim, "unread"), 2);
+    shim.delete("unread").unwrap();
+    until("the shim should hold them no longer", || (descriptors(&shim, "unread") == 0).then_some(()));
+    shim.discard();
 }
 
 /// A process that prints `got LINE` for each line of its input and notes that it has.

@@ -16,11 +16,14 @@
 //!       │                               client has made another FIFO at the same path, what is in the old one goes first
 //!       │ end of the source, nothing kept
 //!       v
-//!     tail                              the FIFO still holds bytes that nobody has read
+//!     tail                              the FIFO still holds bytes that nobody has read, or has no reader who sees the end
 //!       │ read, or given up at Delete
 //!       v
 //!   finished                            the sink is closed: its reader sees the end
 //! ```
+//!
+//! A client whose process is quick opens its FIFO, perhaps, when that has ended. Were ours closed by then, it would wait in
+//! its open for good: so the end waits for a reader as the last bytes do, but nobody waits for the end to be seen.
 //!
 //! Towards a logger there is no tail: it holds its end of the pipe, so what is in there reaches it after we have closed
 //! ours, and it sees the end at once. One that has died is an absent reader until the driver has started another; we keep a
@@ -321,6 +324,7 @@ impl Flow {
         let state = self.shared.state.borrow();
         match &state.sink {
             None => true,
+            Some(_) if state.waits_for_nobody() => true,
             // One has come, and the relay was not told yet: it looks now, and says if the reader has left again.
             Some(OpenSink::Fifo { fd, .. }) if self.shared.unread.get() && fifo::has_reader(fd.get_ref()) => {
                 self.shared.look.notify_one();
@@ -338,13 +342,11 @@ impl Flow {
     /// Whether all that was written into the source up to now has reached its reader, or there is none to reach.
     pub fn is_settled(&self) -> bool {
         let state = self.shared.state.borrow();
-        let empty = |fd: &Fd| pipe::unread(fd.get_ref()).is_ok_and(|n| n == 0);
         let Some(sink) = &state.sink else { return true };
-        let kept = !state.left_behind.is_empty() || !state.pending.is_empty();
-        let passed_on = !kept && state.source.as_ref().is_none_or(empty);
+        let passed_on = state.has_passed_on();
         match sink {
             OpenSink::Fifo { fd, spill } => {
-                !fifo::has_reader(fd.get_ref()) || (spill.is_empty() && passed_on && empty(fd))
+                !fifo::has_reader(fd.get_ref()) || (spill.is_empty() && passed_on && is_empty(fd))
             }
             OpenSink::Logger(fd) => passed_on || !fifo::has_reader(fd.get_ref()),
             OpenSink::Process(_) | OpenSink::Log { .. } => passed_on,
@@ -584,9 +586,11 @@ async fn drive(shared: Rc<Shared>) {
             }
             Next::Tail(fd) if fifo::has_reader(fd.get_ref()) => fifo::tail_is_read(fd.get_ref()).await,
             Next::Tail(fd) => {
-                shared.unread.set(true);
+                let (path, is_read) = (shared.path(), is_empty(&fd));
+                shared.unread.set(!is_read);
                 (shared.on_end)();
-                let mut absence = Absence::of_tail(fd, shared.path().as_deref());
+                let mut absence =
+                    if is_read { Absence::new(fd, path.as_deref()) } else { Absence::of_tail(fd, path.as_deref()) };
                 // Either may be dropped, in any order: the next step looks at everything again.
                 let next = tokio::select! {
                     next = absence.end() => next,
@@ -653,6 +657,19 @@ async fn wait(shared: &Shared, next: Next) {
 }
 
 impl State {
+    /// Whether all that has come so far has left for the sink.
+    fn has_passed_on(&self) -> bool {
+        let kept = !self.left_behind.is_empty() || !self.pending.is_empty();
+        !kept && self.source.as_ref().is_none_or(is_empty)
+    }
+
+    /// Whether the end is all that a reader could still see, and there is none.
+    fn waits_for_nobody(&self) -> bool {
+        let Some(OpenSink::Fifo { fd, spill }) = &self.sink else { return false };
+        let is_over = self.source.is_none() && spill.is_empty() && self.has_passed_on();
+        is_over && is_empty(fd) && !fifo::has_reader(fd.get_ref())
+    }
+
     fn step(&mut self) -> Next {
         if self.held {
             return Next::Change;
@@ -972,12 +989,8 @@ impl State {
     fn end(&mut self) -> Next {
         self.attached.clear();
         match &mut self.sink {
-            Some(OpenSink::Fifo { fd, .. }) if pipe::unread(fd.get_ref()).is_ok_and(|n| n > 0) => {
+            Some(OpenSink::Fifo { fd, .. }) if !fifo::has_reader(fd.get_ref()) || !is_empty(fd) => {
                 return Next::Tail(fd.clone());
-            }
-            Some(OpenSink::Fifo { fd, .. }) if !fifo::has_reader(fd.get_ref()) => {
-                // Who waits to open another one that was made in its place is let go, and sees the end.
-                drop(self.path.as_deref().map(|path| fifo::successor(path, fd.get_ref())));
             }
             Some(OpenSink::Logger(fd)) if pipe::unread(fd.get_ref()).is_ok_and(|n| n > 0) => {
                 if !fifo::has_reader(fd.get_ref()) {
@@ -1027,6 +1040,11 @@ impl State {
         self.pace = Pace::default();
         Ok(())
     }
+}
+
+/// Whether nothing is in the pipe or FIFO of which this is an end.
+fn is_empty(fd: &Fd) -> bool {
+    pipe::unread(fd.get_ref()).is_ok_and(|n| n == 0)
 }
 
 fn starved(source: &Fd) -> Next {
@@ -1339,8 +1357,26 @@ mod tests {
             };
             assert!(!has_been_written_to());
             drop(write);
-            until("the flow should finish", || flow.is_drained() && flow.has_ended()).await;
-            assert!(has_been_written_to(), "and now it is at its end");
+            until("the FIFO should be at its end", has_been_written_to).await;
+            until("the flow should finish", || flow.shared.state.borrow().sink.is_none()).await;
+        });
+    }
+
+    #[test]
+    fn who_opens_a_fifo_only_after_the_end_sees_it() {
+        in_a_task_set(async {
+            let fifo = Fifo::new("late");
+            let (source, write) = pipe::large_pipe().unwrap();
+            let (flow, _) = start(source, fifo.sink());
+            drop(write);
+            until("the source should end", || flow.has_ended() && flow.is_drained()).await;
+            assert!(!flow.is_unread(), "nobody needs to wait for that");
+            // As a client opens it, who waits there for the other end.
+            let path = fifo.0.clone();
+            let reader = std::thread::spawn(move || std::fs::read(path).unwrap());
+            until("the reader should see the end", || reader.is_finished()).await;
+            assert_eq!(reader.join().unwrap(), b"");
+            until("the FIFO should be closed", || flow.shared.state.borrow().sink.is_none()).await;
         });
     }
 
