@@ -301,11 +301,11 @@ fn failures_meanwhile_are_tried_again_as_the_policy_says(docker: &Docker<'_>) {
     let doors = docker.doors();
     // The second life lasts.
     let wait = doors.wait_at("go");
-    let script = format!("echo alive; [ ! -e /doors/go ] || {SLEEPER}; {wait}; exit 5");
+    let script = format!("echo alive; [ ! -e /doors/go ] || {SLEEPER}; echo looked; {wait}; exit 5");
     let policies = [("always", "always"), ("failing", "on-failure:2"), ("once", "no")];
     let pids = policies
         .map(|(name, policy)| docker.run_detached(name, &["--volume", &doors.volume(), "--restart", policy], &script));
-    policies.iter().for_each(|(name, _)| docker.wait_for_line(name, "alive"));
+    policies.iter().for_each(|(name, _)| docker.wait_for_line(name, "looked"));
     docker.kill();
     docker.containerd.kill();
     doors.open("go");
@@ -314,7 +314,8 @@ fn failures_meanwhile_are_tried_again_as_the_policy_says(docker: &Docker<'_>) {
     docker.come_back();
     for (name, status, lives) in [("always", "running", 2), ("failing", "running", 2), ("once", "exited", 1)] {
         eventually(&format!("{name} should be {status} in life {lives}"), || {
-            match (docker.logs(name).0.lines().count(), docker.inspect(name, ".State")) {
+            let begun = docker.logs(name).0.lines().filter(|line| *line == "alive").count();
+            match (begun, docker.inspect(name, ".State")) {
                 (n, state) if n == lives && state["Status"] == status => Ok(()),
                 other => Err(other),
             }
