@@ -217,8 +217,11 @@ fn out_of_memory_is_noticed_between_create_and_start() {
     shim.create(&Stdio::none()).unwrap();
     let eater = process::ChildProcess::spawn(std::process::Command::new("/bin/sh").args([
         "-c",
-        // It enters the container's memory, not the container.
-        &format!("echo 0 >{}/cgroup.procs && exec tail /dev/zero", memory_dir(&bundle).display()),
+        // It enters the container's memory, not the container; and it is to be the one that is killed.
+        &format!(
+            "echo 1000 >/proc/self/oom_score_adj && echo 0 >{}/cgroup.procs && exec tail /dev/zero",
+            memory_dir(&bundle).display()
+        ),
     ]));
     let story = containerd.wait_until(bundle.id(), |story| count(story, "oom") > 0);
     assert_eq!(story, ["create", "oom"]);
