@@ -1,8 +1,8 @@
 //! Ring 2: what is announced, in which order, and that nothing of it is lost.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
 use std::time::SystemTime;
+use std::{fs, process};
 
 use holdfast_tests::fake_containerd::Mood;
 use holdfast_tests::fake_runtime::Behaviour;
@@ -111,11 +111,8 @@ fn a_machines_shutdown_waits_for_an_end_that_is_about_to_be_told() {
     let before = count();
     // The daemon that the shim was started for was never there.
     let mut shutdown = world.scene.command(programs::ours("holdfast"));
-    shutdown
-        .args(["stop", "--all", "--shutdown"])
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped());
-    let shutdown = shutdown.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    shutdown.args(["stop", "--all", "--shutdown"]).stdin(process::Stdio::null());
+    let shutdown = shutdown.stdout(process::Stdio::piped()).stderr(process::Stdio::piped()).spawn().unwrap();
     until("it should speak to the shim", || (count() > before).then_some(()));
     gate.open();
     let output = shutdown.wait_with_output().unwrap();

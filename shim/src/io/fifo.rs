@@ -236,7 +236,7 @@ pub fn is_same(one: impl AsFd, other: impl AsFd) -> bool {
 ///
 /// # Errors
 /// As `open(2)`, of one that is there perhaps.
-pub fn successor(path: &Path, old: impl AsFd) -> io::Result<Option<OwnedFd>> {
+fn successor(path: &Path, old: impl AsFd) -> io::Result<Option<OwnedFd>> {
     #[cfg(test)]
     if tests::NO_DESCRIPTORS.get() {
         return Err(Errno::EMFILE.into());

@@ -989,10 +989,10 @@ impl State {
     fn end(&mut self) -> Next {
         self.attached.clear();
         match &mut self.sink {
-            Some(OpenSink::Fifo { fd, .. }) if !fifo::has_reader(fd.get_ref()) || !is_empty(fd) => {
+            Some(OpenSink::Fifo { fd, .. }) if !fifo::has_reader(fd.get_ref()) || holds_bytes(fd) => {
                 return Next::Tail(fd.clone());
             }
-            Some(OpenSink::Logger(fd)) if pipe::unread(fd.get_ref()).is_ok_and(|n| n > 0) => {
+            Some(OpenSink::Logger(fd)) if holds_bytes(fd) => {
                 if !fifo::has_reader(fd.get_ref()) {
                     return Next::Logger;
                 }
@@ -1045,6 +1045,11 @@ impl State {
 /// Whether nothing is in the pipe or FIFO of which this is an end.
 fn is_empty(fd: &Fd) -> bool {
     pipe::unread(fd.get_ref()).is_ok_and(|n| n == 0)
+}
+
+/// Whether something is in there. One that cannot be asked is not waited for.
+fn holds_bytes(fd: &Fd) -> bool {
+    pipe::unread(fd.get_ref()).is_ok_and(|n| n > 0)
 }
 
 fn starved(source: &Fd) -> Next {
